@@ -1,0 +1,56 @@
+"""`python -m retroact_lib reproduce --profile laptop [--seeds 0 1 2] [--only 03_joint_rl] [--dry-run]`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from retroact_lib import study
+from retroact_lib.config import PROFILES
+from retroact_lib.envs import ENVIRONMENTS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m retroact_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("reproduce", help="run the notebooks in order, resuming what was begun")
+    command.add_argument("--profile", default="laptop", help=f"one of {', '.join(PROFILES)}")
+    command.add_argument("--env", default="intercode_sql", help=f"one of {', '.join(ENVIRONMENTS)}")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=", ".join(study.NOTEBOOKS))
+    command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
+    command.add_argument("--dry-run", action="store_true", help="resolve and check everything, print the plan, stop")
+    options = parser.parse_args(arguments)
+    try:
+        items = study.plan(options.profile, options.env, options.seeds, options.only, _overrides(options.set))
+        if options.dry_run:
+            print(study.describe(items))
+        else:
+            study.reproduce(items)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _overrides(pairs: list[str]) -> dict[str, object]:
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set got {pair!r}; expected NAME=VALUE.")
+        values[name] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

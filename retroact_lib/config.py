@@ -1,0 +1,314 @@
+"""Every setting of the study: frozen dataclasses, one per stage, and the named profiles that fill them.
+
+Field names are unique across stages, so a notebook or a command line may override any of them by its bare name:
+
+    study = load_config("laptop", env="intercode_sql", seed=1, rl_lr=1e-4)
+    study.rl.rl_lr, study.data.il_tasks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from retroact_lib.checkpoints import DEFAULT
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Tasks and expert demonstrations (notebook 01)."""
+
+    official_data: str = ""
+    """Path or URL of the environment's official task file; empty for the embedded tasks alone."""
+    describe: str = "mysql"
+    """InterCode-SQL: ``mysql`` shows all six fields of DESC, ``compact`` name and type only (fewer tokens)."""
+    observation_chars: int = 400
+    """An observation longer than this is cut."""
+    il_tasks: int = 128
+    """Training tasks that the expert demonstrates."""
+    rl_tasks: int = 192
+    """Other training tasks, for the policy's own rollouts."""
+    test_tasks: int = 96
+    """Tasks of the held-out test split; never used for a choice."""
+    validation_tasks: int = 48
+    """Tasks of the held-out validation split; every choice of a setting is made on these."""
+    expert_trials: int = 2
+    """K of the expert."""
+    mistake_rate: float = 0.5
+    """Share of expert episodes whose first trial holds a mistake."""
+
+    def __post_init__(self):
+        _require(self.describe in ("mysql", "compact"), f"describe is {self.describe!r}; expected mysql or compact.")
+        for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What the policy is made of: a frozen 4-bit base and LoRA adapters."""
+
+    checkpoint: str = DEFAULT
+    """The default's name, a local folder, or a hub name."""
+    quantize: bool = True
+    """NF4 with double quantisation; False keeps the weights as they are (for parity checks)."""
+    compute_dtype: str = "bfloat16"
+    """Data type of the products with the frozen weights: bfloat16, float32 or float16."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_targets: str = "all-linear"
+    """Modules that get an adapter: ``all-linear``, or names joined by commas such as ``q_proj,v_proj``."""
+    separate_adapters: bool = False
+    """One adapter per role instead of one for both."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, with far less memory for large backbones."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``: CUDA where there is one."""
+
+    def __post_init__(self):
+        known = ("bfloat16", "float32", "float16")
+        _require(self.compute_dtype in known, f"compute_dtype is {self.compute_dtype!r}; expected one of {known}.")
+        known = ("auto", "cpu", "cuda")
+        _require(self.device in known, f"device is {self.device!r}; expected one of {known}.")
+        _require(self.lora_rank >= 1, f"lora_rank is {self.lora_rank}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How the policy plays episodes."""
+
+    trials: int = 3
+    """K: attempts at a task; a success ends them."""
+    reflect: bool = True
+    """False is plain retry: the same prompt again, no reflector."""
+    temperature: float = 1.0
+    """Of planner and reflector; 0 is greedy."""
+    max_steps: int = 8
+    """Actions in a trial."""
+    max_malformed: int = 2
+    """A trial ends after this many steps in a row without an action."""
+    max_action_tokens: int = 96
+    """Tokens of one thought and action."""
+    max_reflection_tokens: int = 64
+    max_context: int = 2048
+    """A trial is cut off when its text has this many tokens."""
+    rows: int = 32
+    """Episodes decoded at once."""
+    chunk: int = 96
+    """Episodes between two saves; a killed chunk is played again from its start."""
+
+    def __post_init__(self):
+        _require(self.trials >= 1, f"trials (K) is {self.trials}; expected at least 1.")
+        _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        for name in ("max_steps", "max_malformed", "max_action_tokens", "max_reflection_tokens", "rows", "chunk"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Stage 1, imitation learning (notebook 02)."""
+
+    sft_epochs: int = 2
+    sft_lr: float = 5e-4
+    """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
+    sft_batch: int = 8
+    """Examples per update."""
+    sft_warmup: int = 5
+    """Updates until the peak."""
+    batch_tokens: int = 1024
+    """Tokens of one forward and backward pass, padding included; larger batches accumulate gradients."""
+    max_tokens: int = 2048
+    """Examples longer than this are left out, and counted."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    mask_observations: bool = True
+    """False trains on environment tokens as if the agent had written them (the authors' release does)."""
+    save_every: int = 10
+    """Updates between two training checkpoints."""
+
+    def __post_init__(self):
+        for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Stage 2, off-policy joint policy gradient with imitation as regulariser (notebook 03)."""
+
+    rounds: int = 1
+    """1 is the paper's single off-policy batch; more roll out the latest policy again and go on."""
+    rl_trials: int = 2
+    """K of the training rollouts."""
+    rl_samples: int = 1
+    """Rollouts per training task."""
+    rl_epochs: int = 1
+    """Passes over the rewarded examples of a round."""
+    rl_lr: float = 2e-4
+    rl_batch: int = 4
+    """Policy-gradient examples per update."""
+    il_batch: int = 4
+    """Imitation examples per update, drawn from the expert's."""
+    rl_warmup: int = 3
+    objective: str = "truncated"
+    """``truncated`` (the paper's) or ``ppo``."""
+    eps: float = 0.3
+    """Clip range of the importance ratio."""
+    il_weight: float = 1.0
+    """lambda in L = L_PG + lambda L_IL."""
+    pg_weight: float = 1.0
+    """Weight of L_PG; 0 is continued SFT for as many updates as RL takes."""
+    reflector_c: float = 1.0
+    """c in the reflector's reward (R_k - R_(k-1)) (R_(k-1) + c) / c."""
+    roles: str = "both"
+    """Whose examples carry the policy gradient: ``both``, ``planner`` or ``reflector``."""
+    baseline: bool = False
+    """Subtract the mean reward of each role (failures then get negative rewards; only safe with ``ppo``)."""
+    negative_rewards: bool = False
+    """Keep reflections after which the reward fell; their reward is negative (see `losses.truncated_loss`)."""
+    max_kl: float = 0.5
+    """Stop the round when the estimated KL per token to the behaviour policy exceeds this."""
+
+    def __post_init__(self):
+        known = ("truncated", "ppo")
+        _require(self.objective in known, f"objective is {self.objective!r}; expected one of {known}.")
+        known = ("both", "planner", "reflector")
+        _require(self.roles in known, f"roles is {self.roles!r}; expected one of {known}.")
+        for name in ("rounds", "rl_trials", "rl_samples", "rl_epochs", "rl_batch"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        _require(self.il_batch >= 0, f"il_batch is {self.il_batch}; expected 0 or more.")
+        _require(0 < self.eps < 1, f"eps is {self.eps}; expected a clip range in (0, 1).")
+        _require(self.reflector_c > 0, f"reflector_c is {self.reflector_c}; expected more than 0.")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation (every notebook from 02 on)."""
+
+    eval_trials: int = 3
+    """K of the evaluation."""
+    eval_temperature: float = 0.5
+    """Of the sampled evaluation; the greedy one has temperature 0 and a single trial."""
+    bootstrap: int = 10_000
+    """Resamples behind each 95 % interval."""
+    ablations: str = "all"
+    """Arms of notebook 04: ``all``, or names joined by commas."""
+
+    def __post_init__(self):
+        _require(self.eval_trials >= 1, f"eval_trials is {self.eval_trials}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """One study: a profile, an environment, a seed, and the settings of every stage."""
+
+    profile: str = "smoke"
+    """Names the folder of the results, and the values that are not overridden."""
+    env: str = "intercode_sql"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+    def change(self, **values: Any) -> StudyConfig:
+        """A copy with some fields, of whatever stage, changed. Raises ValueError for an unknown name or a wrong type."""
+        changed = self
+        for name, value in values.items():
+            owner = _owner(name)
+            changed = replace(changed, **{name: _typed(StudyConfig, name, value)}) if owner is None else replace(
+                changed, **{owner: replace(getattr(changed, owner), **{name: _typed(STAGES[owner], name, value)})}
+            )
+        return changed
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its bare name."""
+        values = {"profile": self.profile, "env": self.env, "seed": self.seed}
+        for stage in STAGES:
+            values.update(dataclasses.asdict(getattr(self, stage)))
+        return values
+
+
+STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_factory is not dataclasses.MISSING}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
+    "smoke": dict(
+        describe="compact", il_tasks=12, rl_tasks=8, test_tasks=6, validation_tasks=6, sft_epochs=1, eval_trials=2,
+        max_steps=6, rl_batch=2, il_batch=2, bootstrap=1_000, ablations="no_il,plain_retry",
+    ),
+    # `make reproduce`: two cores, no GPU.
+    "laptop": dict(describe="compact"),
+    # One CUDA card.
+    "gpu": dict(
+        il_tasks=400, rl_tasks=512, test_tasks=256, validation_tasks=96, sft_epochs=3, rl_samples=4, rounds=2,
+        rows=256, chunk=1024, batch_tokens=16_384, eval_trials=5,
+    ),
+    # The authors' backbone, data and hyperparameters, as their released code has them.
+    "paper": dict(
+        checkpoint="meta-llama/Llama-2-7b-chat-hf", lora_rank=8, lora_alpha=16, lora_dropout=0.05,
+        lora_targets="q_proj,v_proj", sft_lr=1e-4, sft_epochs=5, rl_lr=1e-4, rl_epochs=3, rl_warmup=100,
+        max_tokens=2048, max_steps=10, rl_trials=10, eval_trials=10, eval_temperature=0.0, test_tasks=100,
+        il_tasks=400, rl_tasks=400, gradient_checkpointing=True, negative_rewards=True, rows=64, batch_tokens=8192,
+        max_context=4096,
+    ),
+}
+
+
+def load_config(profile: str, **overrides: Any) -> StudyConfig:
+    """The settings of a profile with some fields overridden; an override of None keeps the profile's value.
+
+    Raises ValueError for an unknown profile, an unknown field, or a value of the wrong type or range.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"Unknown profile {profile!r}; expected one of {', '.join(PROFILES)}.")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return StudyConfig().change(profile=profile, **PROFILES[profile]).change(**given)
+
+
+def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
+    """The settings that a notebook's parameters cell asks for: call it as `config_from_notebook(globals())`.
+
+    Every plain value in the namespace is taken for a parameter, so a misspelt one (which papermill only warns
+    about) raises ValueError.
+    """
+    plain = (str, int, float, bool, types.NoneType)
+    ours = {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")}
+    return load_config(ours.pop("profile", "smoke"), **ours)
+
+
+def field_names() -> list[str]:
+    """The bare names of all settings."""
+    return list(StudyConfig().flat())
+
+
+def _owner(name: str) -> str | None:
+    """The stage that has the field `name`; None for the study's own."""
+    if name in ("profile", "env", "seed"):
+        return None
+    for stage, kind in STAGES.items():
+        if name in {f.name for f in fields(kind)}:
+            return stage
+    raise ValueError(f"Unknown setting {name!r}; expected one of {', '.join(field_names())}.")
+
+
+def _typed(kind: type, name: str, value: Any) -> Any:
+    """`value` as the field's type; an int may stand for a float."""
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}[
+        next(f.type for f in fields(kind) if f.name == name)
+    ]
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ValueError(f"{name} is {value!r}; expected {wanted.__name__}.")
+    return value
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

@@ -1,0 +1,73 @@
+"""What the rest of the library asks of an environment: tasks, episodes, rewards.
+
+An environment hands out `Task`s by split and opens an `Episode` for one attempt ("trial") at a task.
+It never sees a model; agents reach it only through action strings such as ``execute[SHOW TABLES]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do. `id` is unique within its environment and stable across runs and machines."""
+
+    id: str
+    question: str
+    family: str
+    """The kind of question (``count``, ``join``, ...), the unit of the tables by type."""
+    meta: dict = field(default_factory=dict, hash=False, compare=False)
+    """What the evaluator and a scripted expert need (database, gold SQL, ...); JSON values only."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The environment's answer to one action."""
+
+    observation: str
+    done: bool = False
+    reward: float = 0.0
+    """The evaluator's verdict in [0, 1]; 0 until `done`."""
+
+
+class Episode(ABC):
+    """One trial at one task. Not thread-safe; close it when the trial is over."""
+
+    @abstractmethod
+    def step(self, action: str) -> Step:
+        """Carry out one action. Malformed text is answered by an error observation, never by an exception."""
+
+    @abstractmethod
+    def reward(self) -> float:
+        """The evaluator's verdict in [0, 1] on the present state: what a trial cut off at the step limit earns."""
+
+    def close(self) -> None:
+        """Give back what the episode holds."""
+
+
+class Env(ABC):
+    """A source of tasks and episodes."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    """Names accepted by `tasks`; no database, room or entity is shared between train, validation and test."""
+    instruction: ClassVar[str]
+    """The planner's instruction: the goal, the format, the actions."""
+    max_steps: ClassVar[int]
+    """Default number of actions in a trial."""
+    success_reward: ClassVar[float] = 1.0
+    """A trial is a success when its reward reaches this."""
+
+    @abstractmethod
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        """Tasks of a split, families interleaved, in an order fixed by `seed`; the first `limit` of them.
+
+        Raises ValueError for an unknown split or a limit that the split cannot meet.
+        """
+
+    @abstractmethod
+    def start(self, task: Task) -> Episode:
+        """Open an episode for `task`."""

@@ -1,0 +1,377 @@
+"""InterCode-SQL (Yang et al. 2023): answer a question by querying a MySQL database, here served by SQLite.
+
+Databases, action format, observations and reward are InterCode's. The questions of ``train``, ``validation`` and
+``test`` are generated from the real schemas and rows (`sql_tasks`); ``real`` holds the 23 questions that ship with
+InterCode, and ``official`` those of a file in the format of its ``ic_spider_dev.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import tempfile
+import urllib.request
+import warnings
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import sqlglot
+from sqlglot import exp
+
+from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.spider import load_databases, real_questions
+from retroact_lib.envs.sql_engine import Row, SqlDatabase, SqlError
+from retroact_lib.envs.sql_tasks import GOLD_SECONDS, generate
+from retroact_lib.paths import cache_dir
+
+DATABASES: dict[str, tuple[str, ...]] = {
+    "train": (
+        "concert_singer", "singer", "world_1", "flight_2", "car_1", "employee_hire_evaluation", "poker_player",
+        "real_estate_properties", "voter_1",
+    ),
+    "validation": ("tvshow", "orchestra", "museum_visit"),
+    "test": (
+        "pets_1", "course_teach", "network_1", "student_transcripts_tracking", "dog_kennels", "cre_Doc_Template_Mgt",
+        "battle_death", "wta_1",
+    ),
+}
+"""Databases by split, none in two. The test databases are those of the 23 real questions; wta_1's tables are empty."""
+
+_EXECUTE = re.compile(r"execute\s*\[(.*)\]", re.I | re.S)
+_SUBMIT = re.compile(r"submit(?:\s*\[.*\])?\.?", re.I | re.S)
+_ERROR = "Error executing query: "
+_NO_SQL = _ERROR + "Your last `execute` action did not contain sql code"
+_NOTHING = "None"
+_DOWNLOAD_SECONDS = 60
+
+
+class InterCodeSQL(Env):
+    """InterCode-SQL over the 20 Spider development databases.
+
+    Args:
+        data: path or http(s) URL of a JSON list of ``{"db", "query", "gold"}`` (``hardness`` optional), InterCode's
+            ``ic_spider_dev.json``; it becomes the split ``official``. Its databases overlap with ``train``.
+        describe: DESC answers with MySQL's six fields ("mysql") or with (Field, Type) ("compact", fewer tokens).
+        observation_chars: observations are cut to this many characters.
+        time_limit: seconds that one statement may take.
+
+    Raises FileNotFoundError if the databases are not installed, ValueError for a bad argument.
+    """
+
+    name: ClassVar[str] = "intercode_sql"
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "real", "official")
+    instruction: ClassVar[str] = (
+        "Interact with a MySQL database using SQL queries to answer a question.\n"
+        "Write a Thought, then an Action, and read the Observation. An Action is one of:\n"
+        "execute[SQL]: run SQL on the database, for example execute[SHOW TABLES] or execute[DESC table]\n"
+        "submit: the previous observation is the answer"
+    )
+    max_steps: ClassVar[int] = 8
+
+    def __init__(
+        self,
+        data: str | Path | None = None,
+        describe: str = "mysql",
+        observation_chars: int = 400,
+        time_limit: float = 2.0,
+    ) -> None:
+        if describe not in ("mysql", "compact"):
+            raise ValueError(f"describe must be 'mysql' or 'compact', not {describe!r}.")
+        if observation_chars < 40:
+            raise ValueError(f"observation_chars must be at least 40, not {observation_chars}.")
+        if not time_limit > 0:
+            raise ValueError(f"time_limit must be a positive number of seconds, not {time_limit}.")
+        self.data = data
+        self.describe = describe
+        self.observation_chars = observation_chars
+        self.time_limit = time_limit
+        self._databases = load_databases()
+        self._engines: dict[str, SqlDatabase] = {}
+        self._golds: dict[tuple[str, str], list[Row]] = {}
+        self._pools: dict[str, list[Task]] = {}
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        """Tasks of a split, families and, within a family, databases in turn; see `Env.tasks`.
+
+        The pool and the ids do not depend on `seed`, only the order does.
+        """
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}: intercode_sql has {', '.join(self.splits)}.")
+        pool = self._pool(split)
+        if limit is not None and not 0 <= limit <= len(pool):
+            raise ValueError(f"the split {split!r} has {len(pool)} tasks, so the limit cannot be {limit}.")
+        return _interleaved(pool, random.Random(f"{split}/{seed}"))[:limit]
+
+    def start(self, task: Task) -> SqlEpisode:
+        """Open an episode. Raises ValueError if the task's database is unknown or its gold does not run."""
+        return SqlEpisode(self, task)
+
+    def schema(self, db: str) -> dict[str, list[tuple[str, str]]]:
+        """Table -> [(column, MySQL type)], tables in lower case as SHOW TABLES gives them."""
+        return {t.name: [(c.name, c.type) for c in t.columns] for t in self._engine(db).database.tables.values()}
+
+    def foreign_keys(self, db: str) -> list[tuple[str, str, str, str]]:
+        """[(table, column, referenced table, referenced column)]."""
+        tables = self._engine(db).database.tables.values()
+        return [(table.name, *reference) for table in tables for reference in table.foreign_keys]
+
+    def execute(self, db: str, sql: str) -> list[Row]:
+        """The rows of one reading statement. Raises ValueError with MySQL's message (an `SqlError`)."""
+        return self._engine(db).execute(sql)
+
+    def reward_of(self, task: Task, sql: str) -> float:
+        """What submitting the result of `sql` would earn; 0 if it does not run."""
+        try:
+            return result_reward(self.execute(task.meta["db"], sql), self.gold_rows(task))
+        except SqlError:
+            return 0.0
+
+    def gold_rows(self, task: Task) -> list[Row]:
+        """The gold query's result, computed once. Raises ValueError if it does not run."""
+        key = (task.meta["db"], task.meta["gold"])
+        if key not in self._golds:
+            self._golds[key] = self._engine(key[0]).execute(key[1], GOLD_SECONDS)
+        return self._golds[key]
+
+    def observe(self, db: str, sql: str, rows: Sequence[Row]) -> str:
+        """A result as the agent reads it: the Python text of the list of rows, cut at `observation_chars`.
+
+        A column listing that is too long loses its further fields, then its types, before it is cut.
+        """
+        text = repr(list(rows))
+        if self._engine(db).is_listing(sql):
+            for fields in (2, 1):
+                if len(text) > self.observation_chars:
+                    text = repr([row[:fields] for row in rows])
+        return text if len(text) <= self.observation_chars else _cut(text, rows, self.observation_chars)
+
+    def _engine(self, db: str) -> SqlDatabase:
+        if db not in self._engines:
+            if db not in self._databases:
+                raise ValueError(f"unknown database {db!r}: there are {', '.join(sorted(self._databases))}.")
+            self._engines[db] = SqlDatabase(self._databases[db], self.describe, self.time_limit)
+        return self._engines[db]
+
+    def _pool(self, split: str) -> list[Task]:
+        if split not in self._pools:
+            if split in DATABASES:
+                self._pools[split] = [task for db in DATABASES[split] for task in self._generated(split, db)]
+            else:
+                entries = real_questions() if split == "real" else self._official()
+                self._pools[split] = self._given(split, entries)
+        return self._pools[split]
+
+    def _generated(self, split: str, db: str) -> list[Task]:
+        tasks = []
+        for family, made in generate(db, self._engine(db)).items():
+            for number, (question, draft, rows) in enumerate(made):
+                meta = {"db": db, "gold": draft.gold, "tables": list(draft.tables), "columns": list(draft.columns)}
+                tasks.append(Task(f"{split}/{db}/{family}/{number:04d}", question, family, meta))
+                self._golds[db, draft.gold] = rows
+        return tasks
+
+    def _given(self, split: str, entries: list[dict[str, str]]) -> list[Task]:
+        tasks, broken = [], []
+        for number, entry in enumerate(entries):
+            db, gold = entry["db"], entry["gold"]
+            tables, columns = _used(gold)
+            family = entry.get("hardness") or ("join" if len(tables) > 1 else _shape(gold))
+            meta = {"db": db, "gold": gold, "tables": tables, "columns": columns}
+            task = Task(f"{split}/{db}/{family}/{number:04d}", " ".join(entry["query"].split()), family, meta)
+            try:
+                self.gold_rows(task)
+                tasks.append(task)
+            except ValueError as error:
+                broken.append(f"entry {number}: {error}")
+        if broken:
+            warnings.warn(f"{len(broken)} of {len(entries)} questions are left out, their gold SQL does not run "
+                          f"(first: {broken[0]}).", stacklevel=4)
+        return tasks
+
+    def _official(self) -> list[dict[str, str]]:
+        if self.data is None:
+            raise ValueError("the split 'official' needs InterCode's ic_spider_dev.json: pass its path or URL as data.")
+        path = _fetched(str(self.data))
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.data} cannot be read as JSON: {error}.") from None
+        if not isinstance(entries, list):
+            raise ValueError(f"{self.data} must hold a JSON list of questions, not a {type(entries).__name__}.")
+        for number, entry in enumerate(entries):
+            for key in ("db", "gold", "query"):
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                    raise ValueError(f"entry {number} of {self.data} has no text in the field {key!r}.")
+        return entries
+
+
+class SqlEpisode(Episode):
+    """One trial: `step` never raises, and nothing an agent sends changes the database."""
+
+    def __init__(self, env: InterCodeSQL, task: Task) -> None:
+        self._env = env
+        self._task = task
+        self._db = task.meta["db"]
+        self._gold = env.gold_rows(task)
+        self._rows: list[Row] | None = None
+        self._observation = _NOTHING
+        self._last: Step | None = None
+
+    def step(self, action: str) -> Step:
+        """Run ``execute[SQL]`` or end with ``submit``; steps after the end repeat it."""
+        if self._last is not None:
+            return self._last
+        if _SUBMIT.fullmatch(action.strip()):
+            self._last = Step(self._observation, True, self.reward())
+            return self._last
+        self._rows, self._observation = self._executed(action)
+        return Step(self._observation)
+
+    def reward(self) -> float:
+        """`result_reward` of the last executed statement; 0 if there is none, or it failed."""
+        return 0.0 if self._rows is None else result_reward(self._rows, self._gold)
+
+    def _executed(self, action: str) -> tuple[list[Row] | None, str]:
+        found = _EXECUTE.fullmatch(action.strip())
+        if not found or not found[1].strip(" ;\n\t"):
+            return None, _NO_SQL
+        try:
+            rows = self._env.execute(self._db, found[1])
+        except SqlError as error:
+            text = _ERROR + " ".join(str(error).split())
+            limit = self._env.observation_chars
+            return None, text if len(text) <= limit else text[: limit - 3] + "..."
+        return rows, self._env.observe(self._db, found[1], rows)
+
+
+def result_reward(rows: Sequence[Row], gold: Sequence[Row]) -> float:
+    """InterCode's reward for a result, in [0, 1].
+
+    Rows are compared as text. With multisets A of the agent's rows and G of the gold rows, the reward is
+    ``|A & G| / |A | G|`` (intersection over union), 1 if both are empty. The rows in common, in the agent's order
+    and in the gold order, give Kendall's tau-b between two lists of texts; where it is defined (at least two
+    different rows), the reward becomes ``round(tau * ratio, 2)``, whether or not the question asked for an order.
+    InterCode lets it fall below 0 for a reversed order; here it stops at 0.
+
+    Source: Yang et al. 2023, ``SqlEnv.get_reward``.
+    """
+    ours, theirs = [str(row) for row in rows], [str(row) for row in gold]
+    common = Counter(ours) & Counter(theirs)
+    union = (Counter(ours) | Counter(theirs)).total()
+    if union == 0:
+        return 1.0
+    ratio = common.total() / union
+    tau = kendall_tau(_kept(ours, common), _kept(theirs, common))
+    reward = ratio if math.isnan(tau) else round(tau * ratio, 2)
+    return min(max(float(reward), 0.0), 1.0)
+
+
+def _kept(texts: list[str], common: Counter[str]) -> list[str]:
+    """The rows in common, in the order of `texts`, the first occurrences of each."""
+    left = Counter(common)
+    kept = []
+    for text in texts:
+        if left[text] > 0:
+            left[text] -= 1
+            kept.append(text)
+    return kept
+
+
+def kendall_tau(x: Sequence[str], y: Sequence[str]) -> float:
+    """Kendall's tau-b of two lists of n comparable values; NaN if n < 2 or a list holds one value only.
+
+    ``(C - D) / sqrt((C + D + Tx) (C + D + Ty))`` with concordant, discordant and singly tied pairs.
+    """
+    pairs = len(x) * (len(x) - 1) // 2
+    ties_x, ties_y, ties_both = (
+        sum(n * (n - 1) // 2 for n in Counter(values).values()) for values in (x, y, zip(x, y, strict=True))
+    )
+    if ties_x == pairs or ties_y == pairs:
+        return math.nan
+    discordant = 0
+    seen: list[str] = []
+    waiting: list[str] = []
+    last = None
+    for value, other in sorted(zip(x, y, strict=True), reverse=True):
+        if value != last:
+            for text in waiting:
+                insort(seen, text)
+            waiting, last = [], value
+        discordant += bisect_left(seen, other)
+        waiting.append(other)
+    surplus = pairs - ties_x - ties_y + ties_both - 2 * discordant
+    return max(-1.0, min(1.0, surplus / math.sqrt(pairs - ties_x) / math.sqrt(pairs - ties_y)))
+
+
+def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
+    """Whole rows as long as they fit, then ``... (N rows)``; a single long row is cut inside."""
+    marker = f"... ({len(rows)} row{'' if len(rows) == 1 else 's'})"
+    room = limit - len(marker) - 1
+    shown = "["
+    for row in rows:
+        part = repr(row) + ", "
+        if len(shown) + len(part) > room:
+            break
+        shown += part
+    return (shown if shown != "[" else text[:room]) + marker + "]"
+
+
+def _interleaved(pool: list[Task], rng: random.Random) -> list[Task]:
+    """All tasks in an order drawn by `rng`: one per family in turn, and within a family one per database in turn."""
+    by_family: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
+    for task in pool:
+        by_family[task.family][task.meta["db"]].append(task)
+    queues = []
+    for databases in by_family.values():
+        lists = list(databases.values())
+        rng.shuffle(lists)
+        for tasks in lists:
+            rng.shuffle(tasks)
+        queues.append(_in_turn(lists))
+    rng.shuffle(queues)
+    return _in_turn(queues)
+
+
+def _in_turn(lists: list[list[Task]]) -> list[Task]:
+    longest = max(map(len, lists), default=0)
+    return [tasks[i] for i in range(longest) for tasks in lists if i < len(tasks)]
+
+
+def _used(sql: str) -> tuple[list[str], list[str]]:
+    """The tables (lower case) and columns that a query names, each once, in order of appearance."""
+    try:
+        tree = sqlglot.parse_one(sql, read="mysql")
+    except sqlglot.errors.SqlglotError:
+        return [], []
+    tables = [table.name.lower() for table in tree.find_all(exp.Table)]
+    columns = [column.name for column in tree.find_all(exp.Column)]
+    return list(dict.fromkeys(tables)), list(dict.fromkeys(columns))
+
+
+def _shape(sql: str) -> str:
+    return "nested" if len(re.findall(r"\bselect\b", sql, re.I)) > 1 else "simple"
+
+
+def _fetched(source: str) -> Path:
+    """A path as it is; a URL downloaded once into the cache. Raises ValueError if the download fails."""
+    if not re.match(r"https?://", source):
+        return Path(source)
+    path = cache_dir() / "downloads" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(source, timeout=_DOWNLOAD_SECONDS) as answer:
+                content = answer.read()
+        except OSError as error:
+            raise ValueError(f"cannot download {source}: {error}.") from None
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    return path

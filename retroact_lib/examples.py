@@ -1,0 +1,184 @@
+"""Trajectories as token examples: which tokens the agent wrote, and what they earned.
+
+A planner example is a prompt followed by segments that alternate between agent and environment; a reflector example
+is a prompt and one agent segment. Segments keep the token ids that were sampled; those written by a script are
+tokenised one by one. The mask is made here, at the data level, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from retroact_lib import prompts
+from retroact_lib.config import RLConfig
+from retroact_lib.envs.base import Env
+from retroact_lib.policy import Policy
+from retroact_lib.rollout import planner_prompt_ids, reflector_prompt_ids
+from retroact_lib.trajectories import Trajectory, Trial, read_authors_file, reflector_reward
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of training."""
+
+    role: str
+    ids: list[int]
+    mask: list[int]
+    """1 where the agent wrote the token; as long as `ids`."""
+    reward: float = 1.0
+    behaviour_logp: list[float] | None = None
+    """log pi_old of every token, 0 outside the mask; None for an imitation example."""
+    task_id: str = ""
+
+
+def imitation_examples(
+    policy: Policy, env: Env, trajectories: Iterable[Trajectory], mask_observations: bool = True
+) -> list[Example]:
+    """D_IL: successful trials for the planner; for the reflector, reflections after which the reward rose."""
+    rows = []
+    for trajectory in trajectories:
+        for k, trial in enumerate(trajectory.trials):
+            if trial.success:
+                rows.append(_planner_example(policy, env, trajectory, trial, mask_observations))
+            if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
+                rows.append(_reflector_example(policy, trajectory, k))
+    return rows
+
+
+def rewarded_examples(
+    policy: Policy, env: Env, trajectories: Iterable[Trajectory], config: RLConfig, mask_observations: bool = True
+) -> list[Example]:
+    """Rollouts as policy-gradient rows: a trial earns R_k, a reflection the shaped change of reward it led to.
+
+    r_reflect = (R_k - R_(k-1)) (R_(k-1) + c) / c. Rows that earn nothing are left out; with `config.baseline` the
+    mean reward of the role is subtracted first. `behaviour_logp` is still empty: see `training.score`.
+    """
+    planner, reflector = [], []
+    for trajectory in trajectories:
+        for k, trial in enumerate(trajectory.trials):
+            row = _planner_example(policy, env, trajectory, trial, mask_observations)
+            planner.append(replace(row, reward=trial.reward))
+            if 0 < k <= len(trajectory.reflections):
+                reward = reflector_reward(trajectory.trials[k - 1].reward, trial.reward, config.reflector_c)
+                reflector.append(replace(_reflector_example(policy, trajectory, k), reward=reward))
+    kept = []
+    for role, rows in (("planner", planner), ("reflector", reflector)):
+        if config.roles not in ("both", role) or not rows:
+            continue
+        mean = sum(row.reward for row in rows) / len(rows) if config.baseline else 0.0
+        rows = [replace(row, reward=row.reward - mean) for row in rows]
+        if not config.negative_rewards and not config.baseline:
+            rows = [row for row in rows if row.reward > 0]
+        kept += [row for row in rows if row.reward != 0 and any(row.mask)]
+    return kept
+
+
+def authors_examples(policy: Policy, path: str | Path, mask_observations: bool = True) -> list[Example]:
+    """The authors' released rows as examples; rows with a reward are for the policy gradient, others for imitation.
+
+    Raises ValueError naming file, position and field when a row is malformed.
+    """
+    rows = []
+    for row in read_authors_file(path):
+        segments = [(policy.encode(text), agent) for text, agent in row.segments]
+        example = _example(row.role, policy.prompt_ids("", row.prompt), segments, mask_observations)
+        rows.append(example if row.reward is None else replace(example, reward=row.reward))
+    return rows
+
+
+def _planner_example(policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool) -> Example:
+    prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
+    segments = []
+    for step, turn in enumerate(trial.turns, 1):
+        segments.append((policy.encode(turn.text) if turn.ids is None else turn.ids, True))
+        if step < len(trial.turns):
+            segments.append((policy.encode(prompts.environment_text(step, turn.observation)), False))
+    return _example("planner", prompt, segments, mask_observations, trajectory.task_id)
+
+
+def _reflector_example(policy: Policy, trajectory: Trajectory, k: int) -> Example:
+    """The reflection written after trial k - 1, which trial k read."""
+    reflection = trajectory.reflections[k - 1]
+    prompt = reflector_prompt_ids(policy, trajectory.question, trajectory.trials[k - 1])
+    ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))
+    return _example("reflector", prompt, [(ids, True)], True, trajectory.task_id)
+
+
+def _example(
+    role: str, prompt: list[int], segments: Sequence[tuple[list[int], bool]], mask_observations: bool, task_id: str = ""
+) -> Example:
+    ids, mask = list(prompt), [0] * len(prompt)
+    for tokens, agent in segments:
+        ids += tokens
+        mask += [int(agent or not mask_observations)] * len(tokens)
+    return Example(role, ids, mask, task_id=task_id)
+
+
+def render(policy: Policy, example: Example) -> str:
+    """The text of an example as HTML, with the tokens that carry the loss in bold."""
+    parts = []
+    for agent, run in itertools.groupby(zip(example.ids, example.mask, strict=True), key=lambda pair: pair[1]):
+        text = html.escape(policy.tokenizer.decode([token for token, _ in run]))
+        parts.append(f"<b>{text}</b>" if agent else f'<span style="opacity:0.65">{text}</span>')
+    return f'<pre style="white-space:pre-wrap">{"".join(parts)}</pre>'
+
+
+@dataclass
+class Batch:
+    """Examples of one role, padded on the right. `behaviour_logp_BT` is None for imitation."""
+
+    role: str
+    ids_BT: torch.Tensor
+    real_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    reward_B: torch.Tensor
+    behaviour_logp_BT: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.ids_BT)
+
+
+def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+    """Ragged examples of one role as one padded batch."""
+    if not examples:
+        raise ValueError("There are no examples to collate.")
+    roles = {example.role for example in examples}
+    if len(roles) != 1:
+        raise ValueError(f"A batch holds one role; these examples have {sorted(roles)}.")
+    longest = max(len(example.ids) for example in examples)
+
+    def padded(rows, fill, dtype):
+        return torch.tensor([list(r) + [fill] * (longest - len(r)) for r in rows], dtype=dtype, device=device)
+
+    scored = examples[0].behaviour_logp is not None
+    return Batch(
+        role=roles.pop(),
+        ids_BT=padded([e.ids for e in examples], pad_id, torch.long),
+        real_BT=padded([[1] * len(e.ids) for e in examples], 0, torch.long),
+        mask_BT=padded([e.mask for e in examples], 0, torch.float32),
+        reward_B=torch.tensor([e.reward for e in examples], dtype=torch.float32, device=device),
+        behaviour_logp_BT=padded([e.behaviour_logp for e in examples], 0.0, torch.float32) if scored else None,
+    )
+
+
+def micro_batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[int]]:
+    """Split examples into groups of one role and like length, at most `batch_tokens` tokens each, padding included.
+
+    Yields positions in `examples`; a single longer example is a group of its own.
+    """
+    group: list[int] = []
+    order = sorted(range(len(examples)), key=lambda i: (examples[i].role, len(examples[i].ids)))
+    for i in order:
+        other_role = group and examples[group[0]].role != examples[i].role
+        if group and (other_role or (len(group) + 1) * len(examples[i].ids) > batch_tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

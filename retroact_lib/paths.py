@@ -1,0 +1,67 @@
+"""Where results, run folders and cached files lie.
+
+Notebooks are run from several folders (papermill keeps the caller's, nbval and JupyterLab take the notebook's), so
+nothing here relies on the working directory being the project's: it is found by looking upwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_PROJECT_NAME = re.compile(r'^name\s*=\s*"retroact"\s*$', re.MULTILINE)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def project_dir() -> Path:
+    """The checkout: the nearest folder with this study's pyproject.toml, upwards from here, else from the package.
+
+    Raises FileNotFoundError if neither way finds one (package installed without its checkout, used from elsewhere).
+    """
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if _is_project(folder):
+                return folder
+    raise FileNotFoundError(
+        f"no RetroAct checkout found: expected the study's pyproject.toml in {Path.cwd()} or a folder above it"
+    )
+
+
+def results_dir(profile: str, env: str, root: str | Path | None = None) -> Path:
+    """``results/<profile>/<env>``, what is committed: tables, figures, executed notebooks. Not created here.
+
+    ``root`` replaces ``project_dir()/"results"``. Raises ValueError for a name that is not a plain folder name.
+    """
+    base = project_dir() / "results" if root is None else Path(root).expanduser()
+    return base / _plain("profile", profile) / _plain("environment", env)
+
+
+def runs_dir(profile: str, env: str) -> Path:
+    """``runs/<profile>/<env>``, what is large and not committed: adapters, trajectories, checkpoints. Not created here.
+
+    The environment variable RETROACT_RUNS replaces ``project_dir()/"runs"``. Raises ValueError as `results_dir`.
+    """
+    override = os.environ.get("RETROACT_RUNS")
+    base = Path(override).expanduser().absolute() if override else project_dir() / "runs"
+    return base / _plain("profile", profile) / _plain("environment", env)
+
+
+def cache_dir() -> Path:
+    """What can be rebuilt: RETROACT_CACHE, else XDG_CACHE_HOME/retroact, else ~/.cache/retroact. Not created here."""
+    override = os.environ.get("RETROACT_CACHE")
+    if override:
+        return Path(override).expanduser().absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg).expanduser().absolute() if xdg else Path.home() / ".cache") / "retroact"
+
+
+def _is_project(folder: Path) -> bool:
+    file = folder / "pyproject.toml"
+    return file.is_file() and _PROJECT_NAME.search(file.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _plain(what: str, name: str) -> str:
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{what} name {name!r} cannot be a folder name: expected letters, digits, '.', '_' or '-'")
+    return name

@@ -1,0 +1,274 @@
+"""A checkpoint as a 4-bit base with LoRA adapters: one object that scores text and lends its weights to the decoder.
+
+The frozen base is NF4 with double quantisation (QLoRA, Dettmers et al. 2023), on CPU and CUDA by the same code path.
+Planner and reflector share one adapter (the method) or have one each (an ablation).
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces at import a kernel that is not needed
+from bitsandbytes.nn import Linear4bit  # noqa: E402
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as hf_logging
+
+from retroact_lib import checkpoints
+from retroact_lib.config import PolicyConfig
+
+ROLES = ("planner", "reflector")
+SHARED_ADAPTER = "default"
+"""peft's own default name, so that `PeftModel.from_pretrained(base, folder)` finds the shared adapter."""
+
+
+class Policy:
+    """Tokenizer, frozen 4-bit base, trainable LoRA adapters."""
+
+    def __init__(self, model, tokenizer, config: PolicyConfig, device: torch.device):
+        self.model, self.tokenizer, self.config, self.device = model, tokenizer, config, device
+        self.causal_lm = model.get_base_model()
+        self.body = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        self.head = self.causal_lm.get_output_embeddings()
+        self._linears = [m for m in model.modules() if isinstance(m, Linear4bit)]
+        self._can_pack = device.type == "cpu" and any(m.support_avx512bf16_for_cpu for m in self._linears)
+        self._plain = [_weight_state(m) for m in self._linears]
+        self._packed: list | None = None
+        for linear in self._linears:
+            linear.support_avx512bf16_for_cpu = False
+        model.eval()
+
+    @classmethod
+    def load(cls, config: PolicyConfig = PolicyConfig(), seed: int = 0) -> Policy:
+        """Load the checkpoint, quantise it, attach fresh adapters initialised from `seed`.
+
+        Raises ValueError for a CUDA device that is not there; checkpoint errors as in `checkpoints.resolve`.
+        """
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', but torch sees no CUDA card; use 'auto' or 'cpu'.")
+        use_cuda = config.device != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if use_cuda else "cpu")
+        compute = getattr(torch, config.compute_dtype)
+        # On the CPU the residual stream stays float32: faster there, and the log-probs are cleaner.
+        outer = compute if use_cuda else torch.float32
+        if device.type == "cpu":
+            _keep_freed_memory()
+        found = checkpoints.resolve(config.checkpoint)
+        quantization = None
+        if config.quantize:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=compute,
+            )
+        try:
+            with _quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(found.path_or_hub_id)
+                base = AutoModelForCausalLM.from_pretrained(
+                    found.path_or_hub_id,
+                    dtype=outer,
+                    quantization_config=quantization,
+                    device_map={"": 0} if use_cuda else None,
+                )
+        except OSError as error:
+            raise ValueError(
+                f"Cannot load the checkpoint {config.checkpoint!r}: expected the default {checkpoints.DEFAULT!r}, a "
+                f"folder with config.json, or a hub name that can be reached ({str(error).splitlines()[0]})."
+            ) from error
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        base.requires_grad_(False)
+        if config.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.enable_input_require_grads()
+        targets = config.lora_targets if config.lora_targets == "all-linear" else config.lora_targets.split(",")
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(seed)
+        names = ROLES if config.separate_adapters else (SHARED_ADAPTER,)
+        with _quiet_transformers():
+            model = get_peft_model(base, copy.deepcopy(lora), adapter_name=names[0])
+            for name in names[1:]:
+                model.add_adapter(name, copy.deepcopy(lora))
+        return cls(model, tokenizer, config, device)
+
+    # -- text ---------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a segment, without special tokens. Segments are tokenised one by one and never re-joined."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def prompt_ids(self, instruction: str, message: str, cue: str = "") -> list[int]:
+        """The chat prompt (system: `instruction`, user: `message`), and `cue`, the first words of the answer."""
+        if self.tokenizer.chat_template:
+            chat = [{"role": "system", "content": instruction}, {"role": "user", "content": message}]
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        else:
+            text = f"{self.tokenizer.bos_token or ''}{instruction}\n\n{message}\n"
+        return self.encode(text + cue)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end any text: the tokenizer's and the generation config's end tokens."""
+        listed = self.causal_lm.generation_config.eos_token_id
+        listed = listed if isinstance(listed, list) else [listed]
+        return frozenset(i for i in (self.tokenizer.eos_token_id, *listed) if i is not None)
+
+    # -- adapters -----------------------------------------------------------------------------------------------
+
+    def adapter(self, role: str) -> str:
+        """Name of the adapter that plays `role`."""
+        if role not in ROLES:
+            raise ValueError(f"Unknown role {role!r}; expected one of {ROLES}.")
+        return role if self.config.separate_adapters else SHARED_ADAPTER
+
+    def select(self, adapter: str) -> None:
+        """Make `adapter` the one that acts; the others keep their gradients switched on."""
+        if self.model.active_adapter != adapter:
+            self.model.set_adapter(adapter)
+            for parameter in self.parameters():
+                parameter.requires_grad_(True)
+
+    def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """All adapter weights of all roles, in a fixed order."""
+        return [(name, p) for name, p in self.model.named_parameters() if "lora_" in name]
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        """A copy of every adapter weight, by parameter name."""
+        return {name: p.detach().cpu().clone() for name, p in self.named_parameters()}
+
+    def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
+        own = dict(self.named_parameters())
+        if own.keys() != state.keys():
+            raise ValueError("The saved adapter does not fit this policy: other rank, targets or roles.")
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(state[name])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapters in peft's layout: `PeftModel.from_pretrained(base, folder)` loads them.
+
+        With separate adapters each role has a subfolder of its own.
+        """
+        self.model.save_pretrained(str(folder))
+
+    def load_adapters(self, folder: str | Path) -> None:
+        """Read what `save` wrote. Raises ValueError when the folder holds no adapter that fits."""
+        for name in self.model.peft_config:
+            place = Path(folder) / (name if self.config.separate_adapters else "")
+            file = place / "adapter_model.safetensors"
+            if not file.exists():
+                raise ValueError(f"No adapter at {place}: expected the file adapter_model.safetensors there.")
+            result = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
+            if result.unexpected_keys:
+                raise ValueError(f"The adapter at {place} does not fit: {len(result.unexpected_keys)} unknown weights.")
+
+    # -- scoring ------------------------------------------------------------------------------------------------
+
+    def log_probs(self, ids_BT: torch.Tensor, real_BT: torch.Tensor, mask_BT: torch.Tensor, role: str) -> torch.Tensor:
+        """Natural log-probs of the masked tokens, float32, differentiable; 0 elsewhere.
+
+        Shapes: `ids_BT` token ids, padded on the right; `real_BT` 1 on tokens and 0 on padding; `mask_BT` 1 where the
+        agent wrote the token (never at position 0, which nothing predicts). Returns [B, T]: entry (b, t) is
+        log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
+        """
+        self.select(self.adapter(role))
+        hidden_BTD = self.body(input_ids=ids_BT, attention_mask=real_BT, use_cache=False).last_hidden_state
+        wanted_BT = mask_BT[:, 1:].bool()
+        logits_NV = self.head(hidden_BTD[:, :-1][wanted_BT]).float()
+        logp_N = -F.cross_entropy(logits_NV, ids_BT[:, 1:][wanted_BT], reduction="none")
+        logp_BT = torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device)
+        logp_BT[:, 1:][wanted_BT] = logp_N
+        return logp_BT
+
+    # -- the two forms of the frozen weights --------------------------------------------------------------------
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, dropout is on; outside, off."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Inside, no gradients, and on CPUs with AVX512-BF16 the packed weights of the fast inference kernel.
+
+        bitsandbytes packs in place at the first no-grad forward. The packed kernel has no backward, and its inverse
+        is lossy (the block scales are rounded to bfloat16), so the plain weights are kept and put back unchanged.
+        """
+        if self._can_pack:
+            if self._packed:
+                _put_back(self._linears, self._packed)
+            for linear in self._linears:
+                linear.support_avx512bf16_for_cpu = True
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if self._can_pack:
+                if all(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in self._linears):
+                    self._packed = [_weight_state(m) for m in self._linears]
+                _put_back(self._linears, self._plain)
+                for linear in self._linears:
+                    linear.support_avx512bf16_for_cpu = False
+
+
+def _weight_state(linear: Linear4bit) -> tuple[torch.Tensor, object]:
+    return linear.weight.data, copy.copy(linear.weight.quant_state)
+
+
+def _put_back(linears: list[Linear4bit], states: list[tuple[torch.Tensor, object]]) -> None:
+    for linear, (data, quant_state) in zip(linears, states, strict=True):
+        linear.weight.data = data
+        linear.weight.quant_state = linear.quant_state = copy.copy(quant_state)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to hand freed blocks back to the kernel: touching fresh pages costs training a third of its speed."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    m_mmap_threshold, m_trim_threshold = -3, -1
+    libc.mallopt(m_mmap_threshold, 1 << 30)
+    libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or warnings while a small model loads."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        hf_logging.enable_progress_bar()

@@ -1,0 +1,199 @@
+"""Run directories: what a stage was asked, what it logged, where it stands, and whether it is finished.
+
+    <stage>-<key>/
+      manifest.json     parameters, inputs, git commit, versions, hardware, start, end, status
+      metrics.jsonl     one line per update
+      state.pt          the training checkpoint; replaced as a whole
+      ...               what the stage makes: trajectories.jsonl, adapter/
+
+The key is a hash of the stage's parameters and of its inputs' keys, so another setting is another folder, the same
+setting finds its finished work, and a killed run goes on where its last whole file left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "sqlglot", "papermill")
+
+
+class Run:
+    """One stage's directory. `Run.open` makes or finds it; `finish` closes it for good."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, root: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
+        """The run of `stage` with these parameters and inputs (name -> key or digest), new or found."""
+        wanted = {"stage": stage, "parameters": dict(parameters), "inputs": dict(inputs)}
+        key = digest_of(wanted)[:10]
+        path = Path(root) / f"{stage}-{key}"
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / "manifest.json").exists():
+            return cls(path, read_json(path / "manifest.json"))
+        manifest = {**wanted, "key": key, "status": "running", "started": _now(), **provenance()}
+        write_json(path / "manifest.json", manifest)
+        return cls(path, manifest)
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest["status"] == "finished"
+
+    def finish(self, **summary: Any) -> None:
+        """Record the end; the training checkpoint has served."""
+        self.manifest = {**self.manifest, "status": "finished", "ended": _now(), "summary": summary}
+        write_json(self.path / "manifest.json", self.manifest)
+        (self.path / "state.pt").unlink(missing_ok=True)
+
+    # -- metrics ------------------------------------------------------------------------------------------------
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one half-written by a crash is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def keep_metrics(self, count: int) -> None:
+        """Cut metrics.jsonl back to its first `count` lines: those before the checkpoint that a resumed run loads."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.metrics()[:count]))
+
+    # -- training checkpoint ------------------------------------------------------------------------------------
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace state.pt as a whole."""
+        temporary = self.path / "state.pt.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.path / "state.pt")
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The last training checkpoint, or None. Raises ValueError naming the file when it is damaged."""
+        file = self.path / "state.pt"
+        if not file.exists():
+            return None
+        try:
+            return torch.load(file, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it to start this stage again.") from error
+
+
+def provenance() -> dict[str, Any]:
+    """Commit and dirty flag, package versions, Python, hardware."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": psutil.cpu_count(logical=True),
+            "torch_threads": torch.get_num_threads(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def peak_memory_gib() -> float:
+    """Peak memory in GiB: of the card where one is used, else of this process (resident set)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError naming the file when it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again.") from error
+
+
+def replace_folder(path: Path, fill) -> None:
+    """Have `fill(folder)` write a new folder, then put it in place of `path`."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,495 @@
+"""What a scripted SQL expert can say about a query, and the slips a person makes when writing it.
+
+Both work on the syntax tree (sqlglot) of any gold query, generated or official. A slip is a `Mistake`: a wrong query
+together with words that name the error and the remedy without quoting the gold query. Whether the wrong query really
+earns less is not decided here but by the environment, which executes it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlglot
+from sqlglot import exp
+
+Schema = Mapping[str, Sequence[tuple[str, str]]]
+"""table -> [(column, type)], in the database's own spelling."""
+
+QUERY, GUESS, EARLY, REPEAT = "query", "guess", "early", "repeat"
+"""How a mistaken trial goes: explores then runs the wrong query; guesses before looking; submits before querying;
+repeats a failing query until the steps run out."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One slip: the wrong SQL, and the words for thought and reflection."""
+
+    kind: str
+    sql: str
+    did: str
+    """What went wrong; completes "I ..."."""
+    plan: str
+    """What to do instead; completes "Next time I will ..."."""
+    mode: str = QUERY
+
+
+def normalise(sql: str) -> str:
+    """Collapse white space outside quotes, so that a query stands on one line."""
+    return re.sub(r"""('[^']*'|"[^"]*"|`[^`]*`)|\s+""", lambda m: m[1] or " ", sql).strip()
+
+
+class Query:
+    """A parsed gold query over a schema; raises ValueError if `sql` is not one SELECT (or a set operation)."""
+
+    def __init__(self, sql: str, schema: Schema) -> None:
+        try:
+            tree = sqlglot.parse_one(sql, read="mysql")
+        except sqlglot.errors.SqlglotError as error:
+            raise ValueError(f"cannot parse the gold SQL {sql!r}: {str(error).splitlines()[0]}") from None
+        if not isinstance(tree, (exp.Select, exp.SetOperation)):
+            raise ValueError(f"the gold SQL should be a SELECT, got {sql!r}")
+        self.sql, self.tree, self.schema = normalise(sql), tree, schema
+        spelling = {name.lower(): name for name in schema}
+        found = [spelling.get(table.name.lower()) for table in tree.find_all(exp.Table, bfs=False)]
+        self.tables: list[str] = list(dict.fromkeys(name for name in found if name))
+        """The tables it reads, in order of appearance."""
+        self._alias = {t.alias_or_name.lower(): spelling.get(t.name.lower()) for t in tree.find_all(exp.Table)}
+
+    def copy(self) -> tuple[exp.Expression, exp.Select]:
+        """A copy to change: the whole tree, and its outermost (of a set operation: leftmost) SELECT."""
+        tree = self.tree.copy()
+        return tree, _outer(tree)
+
+    @property
+    def first_table(self) -> str:
+        """The name of the first table as the query writes it, whether it exists or not."""
+        node = self.select.find(exp.Table)
+        return node.name if node else ""
+
+    @property
+    def select(self) -> exp.Select:
+        return _outer(self.tree)
+
+    def columns(self, table: str) -> list[str]:
+        return [name for name, _ in self.schema.get(table, ())]
+
+    def table_of(self, column: exp.Column) -> str | None:
+        """The table that a column belongs to, by its alias or else by its name."""
+        if column.table:
+            return self._alias.get(column.table.lower())
+        has = [t for t in self.tables if column.name.lower() in (c.lower() for c in self.columns(t))]
+        return has[0] if has else None
+
+    def siblings(self, column: exp.Column) -> list[str]:
+        """The other columns of its table, those of the same type first."""
+        table = self.table_of(column)
+        if table is None:
+            return []
+        kinds = {name.lower(): kind for name, kind in self.schema[table]}
+        own = kinds.get(column.name.lower())
+        others = [name for name, _ in self.schema[table] if name.lower() != column.name.lower()]
+        return sorted(others, key=lambda name: kinds[name.lower()] != own)
+
+
+def _outer(tree: exp.Expression) -> exp.Select:
+    while isinstance(tree, (exp.SetOperation, exp.Subquery)):
+        tree = tree.this
+    return tree
+
+
+def render(tree: exp.Expression) -> str:
+    """SQL text in MySQL's dialect, inequality written as most people do."""
+    text = tree.sql("mysql").replace(" <> ", " != ")
+    return normalise(re.sub(r"\bNOT ([\w.`]+) (IN|LIKE|BETWEEN)\b", r"\1 NOT \2", text))
+
+
+# ------------------------------------------------------------------------------------------------------- the words
+
+
+def plain(node: exp.Expression | None) -> str:
+    """An expression without table qualifiers, as short text."""
+    if node is None:
+        return ""
+    node = node.copy()
+    for column in list(node.find_all(exp.Column)):
+        column.set("table", None)
+    for inner in list(node.find_all(exp.Subquery, exp.Query)):
+        if inner is not node and inner.parent is not None and not inner.find_ancestor(exp.Subquery):
+            inner.replace(exp.var("the result of a subquery"))
+    return render(node)
+
+
+def words_for(item: exp.Expression) -> str:
+    """A selected expression in words: ``the average Age``, ``the number of rows``, ``Name``."""
+    item = item.this if isinstance(item, exp.Alias) else item
+    inside = item.this if isinstance(item, exp.AggFunc) else None
+    distinct = isinstance(inside, exp.Distinct)
+    name = ", ".join(map(plain, inside.expressions)) if distinct else plain(inside)
+    if isinstance(item, exp.Count):
+        return "the number of rows" if isinstance(inside, exp.Star) else (
+            f"the number of different {name}" if distinct else f"the number of {name}")
+    for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "largest"), (exp.Min, "smallest")):
+        if isinstance(item, kind):
+            return f"the {word} {name}"
+    return "all columns" if isinstance(item, exp.Star) else plain(item)
+
+
+def wanted(select: exp.Select) -> str:
+    """What the query returns, in words."""
+    names = _and([words_for(item) for item in select.selects])
+    return f"different {names}" if select.args.get("distinct") else names
+
+
+def join_keys(select: exp.Select) -> list[str]:
+    """On what each join joins: ``Singer_ID``, or ``Code = CountryCode`` where the two columns differ in name."""
+    keys = []
+    for join in select.args.get("joins") or []:
+        names = {c.name.lower(): c.name for c in (join.args.get("on") or exp.null()).find_all(exp.Column, bfs=False)}
+        if names:
+            keys.append(" = ".join(list(names.values())[:2]))
+    return list(dict.fromkeys(keys))
+
+
+def describe(query: Query, limit: int = 26) -> str:
+    """The query as a short plan in words: what, from where, which filter, grouping and order; about `limit` words."""
+    select, tables = query.select, query.tables
+    if len(tables) > 1 and select.args.get("joins"):
+        source = f"from {_and(tables[:3])} joined{_on(select)}"
+    else:
+        source = f"from {_outer_table(query)}"
+    parts = [f"{wanted(select)} {source}"]
+    if isinstance(query.tree, exp.SetOperation):
+        parts.append(f"combined by {query.tree.key.upper()} with a second query")
+    if where := select.args.get("where"):
+        parts.append(f"where {plain(where.this)}")
+    if group := select.args.get("group"):
+        parts.append(f"per {_and([plain(g) for g in group.expressions])}")
+    if having := select.args.get("having"):
+        parts.append(f"keeping groups with {plain(having.this)}")
+    if order := select.args.get("order"):
+        first = order.expressions[0]
+        way = "descending" if first.args.get("desc") else "ascending"
+        parts.append(f"sorted by {plain(first.this)} {way}")
+    if count := select.args.get("limit"):
+        parts.append(f"first {plain(count.expression)} only")
+    text = parts[0]
+    for part in parts[1:]:
+        if len(f"{text}, {part}".split()) <= limit:
+            text = f"{text}, {part}"
+    return text
+
+
+def _on(select: exp.Select) -> str:
+    keys = join_keys(select)
+    return f" on {_and(keys[:2])}" if keys else ""
+
+
+def _outer_table(query: Query) -> str:
+    found = query.select.find(exp.Table)
+    return (found and query._alias.get(found.alias_or_name.lower())) or (query.tables or ["the table"])[0]
+
+
+def _and(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+# ------------------------------------------------------------------------------------------------------- the slips
+
+
+def _singular(word: str) -> str:
+    if word.lower().endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-1] if word.lower().endswith("s") and not word.lower().endswith("ss") else word
+
+
+def _other_number(word: str) -> str:
+    """Plural for singular, and the other way round."""
+    if _singular(word) != word:
+        return _singular(word)
+    return word[:-1] + "ies" if word.lower().endswith("y") else word + "s"
+
+
+def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
+    """A name guessed before looking: singular for plural, or the other way round."""
+    tree, select = query.copy()
+    node = select.find(exp.Table)
+    if node is None or not query.tables:
+        return None
+    name = _outer_table(query)
+    last = name.split("_")[-1]
+    options = [_other_number(name), f"{_singular(last).lower()}_info"]
+    if len(last) > 3 and last != name:
+        options.append(last if last.lower().endswith("s") else _other_number(last))
+    taken = {t.lower() for t in query.schema}
+    options = [o for o in options if o.lower() not in taken]
+    if not options:
+        return None
+    guess = rng.choice(options)
+    node.set("this", exp.to_identifier(guess))
+    return Mistake("wrong_table", render(tree), f"guessed a table called {guess}, which does not exist",
+                   f"list the tables first and query {_and(query.tables[:3])}", GUESS)
+
+
+def _other_table(query: Query, rng: random.Random) -> Mistake | None:
+    """A table that exists but is not the one asked about."""
+    if len(query.tables) != 1 or len(query.schema) < 2:
+        return None
+    name = query.tables[0]
+    columns = {c.name.lower() for c in query.tree.find_all(exp.Column)}
+    others = [t for t in query.schema if t != name and columns <= {c.lower() for c in query.columns(t)}]
+    if not others:
+        return None
+    tree, _ = query.copy()
+    other = rng.choice(others)
+    for node in tree.find_all(exp.Table):
+        node.set("this", exp.to_identifier(other))
+    return Mistake("other_table", render(tree), f"queried {other}, but the question is about {name}",
+                   f"use the table {name} instead of {other}")
+
+
+def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    part = "where" if select.args.get("where") else "having"
+    if not select.args.get(part):
+        return None
+    condition = plain(select.args[part].this)
+    names = [c.name for c in select.args[part].find_all(exp.Column)]
+    select.set(part, None)
+    what = f"the condition on {names[0]}" if names else f"the condition {condition}"
+    remedy = condition if len(condition.split()) <= 8 else "what the question asks"
+    return Mistake("missing_filter", render(tree), f"forgot {what}, so rows that were not asked for came along",
+                   f"keep only the rows with {remedy}" if part == "where" else f"keep only groups with {remedy}")
+
+
+def _select_columns(select: exp.Select) -> list[exp.Column]:
+    return [column for item in select.selects for column in item.find_all(exp.Column) if not column.is_star]
+
+
+def _wrong_column(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    options = [c for c in _select_columns(select) if query.siblings(c)]
+    if not options:
+        return None
+    column = rng.choice(options)
+    shown = {c.name.lower() for c in _select_columns(select)}
+    others = [name for name in query.siblings(column) if name.lower() not in shown]
+    if not others:
+        return None
+    wrong, right = rng.choice(others[:3]), column.name
+    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    return Mistake("wrong_column", render(tree), f"used the column {wrong} where the question asks for {right}",
+                   f"use {right} of {query.table_of(column)} instead of {wrong}")
+
+
+def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mistake | None:
+    """A column name made up from the table's name, without looking at the table."""
+    tree, select = query.copy()
+    options = [c for c in select.find_all(exp.Column) if not c.is_star and query.table_of(c)]
+    if not options:
+        return None
+    column = rng.choice(options)
+    table, right = query.table_of(column), column.name
+    last = right.split("_")[-1].lower()
+    guesses = [f"{_singular(table.split('_')[-1].lower())}_{last}",
+               last if last != right.lower() else _other_number(last)]
+    taken = {c.lower() for t in query.schema for c in query.columns(t)}
+    guesses = [g for g in guesses if g not in taken and g.isidentifier()]
+    if not guesses:
+        return None
+    guess = rng.choice(guesses)
+    column.set("this", exp.to_identifier(guess))
+    kind = "repeated_error" if mode == REPEAT else "guessed_column"
+    ending = " and ran the same failing query again and again" if mode == REPEAT else ", which does not exist"
+    return Mistake(kind, render(tree), f"made up a column {guess}{ending}",
+                   f"look at {table} with DESC and use {right}", mode)
+
+
+def _repeated_error(query: Query, rng: random.Random) -> Mistake | None:
+    return _guessed_column(query, rng, REPEAT)
+
+
+def _forgotten_distinct(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if select.args.get("distinct"):
+        select.set("distinct", None)
+        what = wanted(select)
+        did = f"left repeated values of {what} in the answer"
+    else:
+        inner = next((d for item in select.selects for d in item.find_all(exp.Distinct)), None)
+        if inner is None:
+            return None
+        what = ", ".join(map(plain, inner.expressions))
+        did = f"counted repeated values of {what} more than once"
+        inner.replace(inner.expressions[0])
+    return Mistake("forgotten_distinct", render(tree), did,
+                   f"use DISTINCT so that every {what} appears once")
+
+
+_SWAPS = {exp.Max: exp.Min, exp.Min: exp.Max, exp.Avg: exp.Sum, exp.Sum: exp.Avg}
+
+
+def _wrong_aggregate(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    found = [f for item in select.selects for f in item.find_all(*_SWAPS)]
+    if not found:
+        return None
+    node = rng.choice(found)
+    wrong = _SWAPS[type(node)](this=node.this.copy())
+    right_words, wrong_words = words_for(node), words_for(wrong)
+    node.replace(wrong)
+    return Mistake("wrong_aggregate", render(tree), f"computed {wrong_words}, but the question asks for {right_words}",
+                   f"use {node.key.upper()} instead of {wrong.key.upper()}")
+
+
+def _missing_count(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if len(select.selects) != 1 or not isinstance(select.selects[0].unalias(), exp.Count) or select.args.get("group"):
+        return None
+    select.set("expressions", [exp.Star()])
+    return Mistake("missing_count", render(tree), "submitted the rows themselves, but the question asks how many",
+                   "count the rows with COUNT and submit that number")
+
+
+def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    order = select.args.get("order")
+    if not order:
+        return None
+    first = order.expressions[0]
+    down = bool(first.args.get("desc"))
+    first.set("desc", not down)
+    first.set("nulls_first", down)  # as MySQL sorts, so that no CASE for empty values is written out
+    words = ("ascending", "descending") if down else ("descending", "ascending")
+    return Mistake("wrong_direction", render(tree), f"sorted by {plain(first.this)} in {words[0]} order",
+                   f"sort by {plain(first.this)} in {words[1]} order")
+
+
+def _missing_limit(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if not select.args.get("limit"):
+        return None
+    count = plain(select.args["limit"].expression)
+    select.set("limit", None)
+    first = "one" if count == "1" else count
+    return Mistake("missing_limit", render(tree), f"submitted all rows, not only the first {first}",
+                   f"keep the sorting and add LIMIT {count}")
+
+
+def _too_many_columns(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if select.args.get("group") or select.find(exp.AggFunc) or isinstance(tree, exp.SetOperation):
+        return None
+    names = wanted(select)
+    select.set("expressions", [exp.Star()])
+    select.set("distinct", None)
+    return Mistake("too_many_columns", render(tree), f"returned every column, but only {names} was asked for",
+                   f"select {names} and nothing else")
+
+
+def _missing_column(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if len(select.selects) < 2 or isinstance(tree, exp.SetOperation):
+        return None
+    items = list(select.selects)
+    gone = items.pop(rng.randrange(len(items)))
+    select.set("expressions", items)
+    return Mistake("missing_column", render(tree), f"left out {words_for(gone)}, which the question also asks for",
+                   f"select {wanted(query.select)} together")
+
+
+_OPERATORS = {exp.GT: (exp.LT, exp.GTE), exp.LT: (exp.GT, exp.LTE), exp.GTE: (exp.GT, exp.LTE),
+              exp.LTE: (exp.LT, exp.GTE), exp.EQ: (exp.NEQ,), exp.NEQ: (exp.EQ,)}
+
+
+def _wrong_operator(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    clauses = [select.args[name] for name in ("where", "having") if select.args.get(name)]
+    found = [node for clause in clauses for node in clause.find_all(*_OPERATORS) if not node.find(exp.Query)]
+    if not found:
+        return None
+    node = rng.choice(found)
+    wrong = rng.choice(_OPERATORS[type(node)])(this=node.this.copy(), expression=node.expression.copy())
+    right_words = plain(node)
+    node.replace(wrong)
+    short = len(right_words.split()) <= 8
+    return Mistake("wrong_operator", render(tree), f"compared wrongly: I wrote {plain(wrong)}",
+                   f"keep the rows with {right_words}" if short else "turn that comparison round")
+
+
+def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    joins = select.args.get("joins")
+    if not joins or isinstance(tree, exp.SetOperation):
+        return None
+    select.set("joins", None)
+    for column in tree.find_all(exp.Column):
+        column.set("table", None)
+    for table in select.find_all(exp.Table):
+        table.set("alias", None)
+    name = _outer_table(query)
+    return Mistake("forgotten_join", render(tree), f"queried {name} alone, which does not hold all the columns",
+                   f"join {_and(query.tables[:3])}{_on(query.select)}")
+
+
+def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    found = [c for join in select.args.get("joins") or [] if join.args.get("on") for c in
+             join.args["on"].find_all(exp.Column) if query.siblings(c)]
+    if not found:
+        return None
+    column = rng.choice(found)
+    wrong = rng.choice(query.siblings(column)[:3])
+    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    return Mistake("wrong_join_key", render(tree), f"joined the tables on {wrong}, which does not link them",
+                   f"join {_and(query.tables[:3])}{_on(query.select)}")
+
+
+def _missing_group(query: Query, rng: random.Random) -> Mistake | None:
+    tree, select = query.copy()
+    if not select.args.get("group"):
+        return None
+    names = _and([plain(g) for g in select.args["group"].expressions])
+    select.set("group", None)
+    return Mistake("missing_group", render(tree), f"put all rows together instead of one group per {names}",
+                   f"group the rows by {names}")
+
+
+def _missing_half(query: Query, rng: random.Random) -> Mistake | None:
+    if not isinstance(query.tree, exp.SetOperation):
+        return None
+    word = query.tree.key.upper()
+    return Mistake("missing_half", render(query.select), "answered only the first half of the question",
+                   f"write both halves and combine them with {word}")
+
+
+def _submitted_early(query: Query, rng: random.Random) -> Mistake | None:
+    return Mistake("submitted_early", "", "submitted the description of a table without running a query",
+                   f"run a query for {wanted(query.select)}", EARLY)
+
+
+MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
+    "wrong_table": _wrong_table, "other_table": _other_table, "missing_filter": _missing_filter,
+    "wrong_column": _wrong_column, "guessed_column": _guessed_column, "repeated_error": _repeated_error,
+    "forgotten_distinct": _forgotten_distinct, "wrong_aggregate": _wrong_aggregate, "missing_count": _missing_count,
+    "wrong_direction": _wrong_direction, "missing_limit": _missing_limit, "too_many_columns": _too_many_columns,
+    "missing_column": _missing_column, "wrong_operator": _wrong_operator, "forgotten_join": _forgotten_join,
+    "wrong_join_key": _wrong_join_key, "missing_group": _missing_group, "missing_half": _missing_half,
+    "submitted_early": _submitted_early,
+}
+"""Every kind of slip by name; each function returns None where it does not apply."""
+
+RARE = {"repeated_error": 0.25, "submitted_early": 0.5, "wrong_table": 0.7, "guessed_column": 0.7}
+"""Weights below 1: slips that apply to nearly every query, or that make long transcripts."""
+
+
+def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) -> Mistake | None:
+    """Draw one slip that applies to `query`, of a kind not in `avoid`; None if there is none."""
+    gold = render(query.tree).lower()
+    found = [slip(query, rng) for kind, slip in MISTAKES.items() if kind not in avoid]
+    usable = [m for m in found if m and m.sql.lower() != gold]
+    if not usable:
+        return None
+    return rng.choices(usable, weights=[RARE.get(m.kind, 1.0) for m in usable])[0]

@@ -1,0 +1,160 @@
+"""The notebooks in order, by papermill: resolve, check, plan, run, resume.
+
+Executed notebooks go to ``results/<profile>/<env>/notebooks``, with a ``manifest.json`` beside the tables that says
+which commit and which parameters made them. A notebook whose source and parameters have not changed since it last
+ended well is skipped, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from retroact_lib import checkpoints, paths, runs, stages
+from retroact_lib.config import StudyConfig, load_config
+
+NOTEBOOKS = ("01_data", "02_sft", "03_joint_rl", "04_ablations", "05_plots")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One notebook with its parameters."""
+
+    notebook: str
+    seed: int
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.notebook if self.notebook == "05_plots" else f"{self.notebook}-seed{self.seed}"
+
+
+def plan(
+    profile: str, env: str, seeds: Sequence[int], only: Sequence[str] = (), overrides: dict[str, Any] | None = None
+) -> list[Item]:
+    """What there is to run, in order. Raises ValueError for an unknown notebook, profile, environment or setting."""
+    unknown = set(only) - set(NOTEBOOKS)
+    if unknown:
+        raise ValueError(f"Unknown notebook {sorted(unknown)[0]!r}; expected one of {', '.join(NOTEBOOKS)}.")
+    if not seeds:
+        raise ValueError("No seed was given; expected at least one.")
+    stages.environment(load_config(profile, env=env, **(overrides or {})))
+    chosen = [n for n in NOTEBOOKS if not only or n in only]
+    common = {"profile": profile, "env": env, **(overrides or {})}
+    items = [Item(n, seed, {**common, "seed": seed}) for seed in seeds for n in chosen if n != "05_plots"]
+    if "05_plots" in chosen:
+        items.append(Item("05_plots", seeds[0], {**common, "seed": seeds[0]}))
+    return items
+
+
+def reproduce(items: Sequence[Item], say=print) -> None:
+    """Run the plan. A notebook that fails stops it with papermill's error; what was finished stays finished."""
+    import papermill
+
+    for item in items:
+        folder = paths.results_dir(item.parameters["profile"], item.parameters["env"])
+        source = paths.project_dir() / "notebooks" / f"{item.notebook}.ipynb"
+        output = folder / "notebooks" / f"{item.name}.ipynb"
+        wanted = {"source": _source_digest(source), "parameters": item.parameters}
+        manifest = _read_manifest(folder)
+        before = manifest.get(item.name)
+        if before and output.exists() and {k: before[k] for k in wanted} == wanted and item.notebook != "05_plots":
+            say(f"{item.name}: skipped, it ended well on {before['ended']} with the same source and parameters.")
+            continue
+        output.parent.mkdir(parents=True, exist_ok=True)
+        say(f"{item.name}: running, the notebook grows in {output.relative_to(paths.project_dir())}")
+        started = _now()
+        papermill.execute_notebook(
+            str(source), str(output), parameters=item.parameters, cwd=str(source.parent), progress_bar=False,
+            kernel_name="python3",
+        )  # fmt: skip
+        _quiet(output)
+        manifest = _read_manifest(folder)
+        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **runs.provenance()}
+        runs.write_json(folder / "manifest.json", manifest)
+        say(f"{item.name}: done, {_minutes(started, manifest[item.name]['ended'])}.")
+
+
+def describe(items: Sequence[Item]) -> str:
+    """The plan as text: every resolved parameter once, the checkpoint, the tasks, and the memory it should take."""
+    first = items[0].parameters
+    config = load_config(first["profile"], **{k: v for k, v in first.items() if k != "profile"})
+    lines = [f"Profile {config.profile}, environment {config.env}"]
+    lines += [f"  {name} = {value!r}" for name, value in config.flat().items() if name not in ("profile", "env", "seed")]
+    lines.append("Inputs")
+    found = checkpoints.resolve(config.policy.checkpoint)
+    lines.append(f"  checkpoint {found.name} ({found.licence or 'licence: see its page'}), from {found.source}")
+    lines += [f"  {name}: {len(tasks)} tasks" for name, tasks in stages.task_sets(config).items()]
+    lines.append(f"Memory, estimated: {estimated_memory_gib(config)}")
+    lines.append("Notebooks, in order")
+    lines += [f"  {item.name}" for item in items]
+    return "\n".join(lines)
+
+
+def estimated_memory_gib(config: StudyConfig) -> str:
+    """Memory of training in words.
+
+    4-bit weights take 0.55 bytes each, embeddings 4 (CPU) or 2; adapters with their AdamW state 16 bytes a weight;
+    activations about 34 values per hidden unit, layer and token of a pass (Korthikanti et al. 2022, without the
+    attention matrix), 2 when they are recomputed.
+    """
+    from transformers import AutoConfig
+
+    found = checkpoints.resolve(config.policy.checkpoint)
+    try:
+        shape = AutoConfig.from_pretrained(found.path_or_hub_id)
+    except (OSError, ValueError):
+        size = re.search(r"(\d+(?:\.\d+)?)\s*[bB]\b", config.policy.checkpoint.replace("-", " "))
+        if not size:
+            return "unknown (the checkpoint's config cannot be read from here)"
+        return f"weights {0.6 * float(size[1]):.1f} GiB by the name; activations unknown (config out of reach)"
+    hidden, layers, mlp = shape.hidden_size, shape.num_hidden_layers, shape.intermediate_size
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads) / shape.num_attention_heads
+    linear = layers * (2 * hidden**2 * (1 + heads) + 3 * hidden * mlp)
+    embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
+    lora = layers * config.policy.lora_rank * (2 * hidden * (3 + heads) + 3 * (hidden + mlp))
+    per_value = 4 if config.policy.device == "cpu" else 2
+    activations = (2 if config.policy.gradient_checkpointing else 34) * hidden * layers * config.sft.batch_tokens
+    weights = 0.55 * linear + 4 * embeddings + 16 * lora
+    return f"{(weights + per_value * activations) / 2**30:.1f} GiB beside Python and its libraries (about 1 GiB)"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / "manifest.json"
+    return runs.read_json(file) if file.exists() else {}
+
+
+def _source_digest(notebook: Path) -> str:
+    """SHA-256 of the code and text of a notebook, outputs aside."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    return hashlib.sha256("\x1f".join(c.cell_type + c.source for c in cells).encode()).hexdigest()
+
+
+def _quiet(notebook: Path) -> None:
+    """Drop what differs at every execution (times, folders), so that a notebook's diff is its content."""
+    import nbformat
+
+    book = nbformat.read(notebook, as_version=4)
+    book.metadata.pop("papermill", None)
+    for cell in book.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    runs.write_text(notebook, nbformat.writes(book) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _minutes(start: str, end: str) -> str:
+    seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    return f"{seconds / 60:.1f} minutes"

@@ -1,0 +1,223 @@
+"""The two training loops: imitation (stage 1) and joint reinforcement learning (stage 2).
+
+Both read the same way: a plan of which examples each update sees, micro-batches, loss, backward, clip, step, log,
+checkpoint. A run that is killed and started again goes on from its last checkpoint with the same numbers.
+
+Logged with every update: `loss`, `il_loss`, `pg_loss`, `lr`, `grad_norm` (before clipping), `agent_tokens`,
+`tokens_per_s`, `peak_memory_gib`, and in stage 2 what `losses.ratio_metrics` gives and the mean reward of the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from retroact_lib import losses
+from retroact_lib.config import RLConfig, SFTConfig
+from retroact_lib.examples import Batch, Example, collate, micro_batches
+from retroact_lib.policy import Policy
+from retroact_lib.progress import progress
+from retroact_lib.runs import Run, peak_memory_gib
+
+
+def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run, seed: int) -> None:
+    """Stage 1: one cross-entropy over planner and reflector examples. Trains `policy` in place.
+
+    Raises ValueError for empty data or an example without an agent token.
+    """
+    examples = _usable(examples, config.max_tokens)
+    updates = -(-len(examples) // config.sft_batch) * config.sft_epochs
+    plan = _plan(len(examples), config.sft_batch, updates, seed)
+    trainer = Trainer(policy, run, config, config.sft_lr, config.sft_warmup, updates, seed)
+    for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
+        rows = [examples[i] for i in plan[update]]
+        trainer.update([("il", rows, _il_term)])
+
+
+def joint_rl(
+    policy: Policy,
+    pg_examples: Sequence[Example],
+    il_examples: Sequence[Example],
+    config: RLConfig,
+    sft_config: SFTConfig,
+    run: Run,
+    seed: int,
+    max_updates: int | None = None,
+) -> None:
+    """Stage 2: L = L_PG + lambda L_IL on a fixed off-policy batch. Trains `policy` in place.
+
+    `pg_examples` must be scored (see `score`). Stops early when the KL estimate exceeds `config.max_kl`.
+    Raises ValueError for empty data or unscored examples.
+    """
+    pg_examples = _usable(pg_examples, sft_config.max_tokens)
+    if any(example.behaviour_logp is None for example in pg_examples):
+        raise ValueError("A policy-gradient example has no behaviour log-probs; call score() first.")
+    objective = losses.OBJECTIVES[config.objective]
+
+    def pg_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss = objective(logp_BT, batch.behaviour_logp_BT, batch.reward_B, batch.mask_BT, config.eps)
+        metrics = losses.ratio_metrics(logp_BT, batch.behaviour_logp_BT, batch.mask_BT, config.eps)
+        return config.pg_weight * loss, {"pg_loss": float(loss.detach()), "reward": float(batch.reward_B.mean()), **metrics}
+
+    def il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, metrics = _il_term(logp_BT, batch)
+        return config.il_weight * loss, metrics
+
+    use_il = config.il_weight != 0 and config.il_batch > 0
+    il_examples = _usable(il_examples, sft_config.max_tokens) if use_il else []
+    updates = -(-len(pg_examples) // config.rl_batch) * config.rl_epochs
+    updates = min(updates, max_updates or updates)
+    pg_plan = _plan(len(pg_examples), config.rl_batch, updates, seed)
+    il_plan = _plan(len(il_examples), config.il_batch, updates, seed + 1) if use_il else []
+    trainer = Trainer(policy, run, sft_config, config.rl_lr, config.rl_warmup, updates, seed)
+    for update in progress(range(trainer.position, updates), "Joint RL", "update", done=trainer.position, total=updates):
+        terms = []
+        if config.pg_weight:
+            terms.append(("pg", [pg_examples[i] for i in pg_plan[update]], pg_term))
+        if use_il:
+            terms.append(("il", [il_examples[i] for i in il_plan[update]], il_term))
+        metrics = trainer.update(terms)
+        if metrics.get("kl", 0.0) > config.max_kl:
+            run.log(update=update, stopped=f"KL {metrics['kl']:.3f} exceeds max_kl {config.max_kl}")
+            break
+
+
+def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> list[Example]:
+    """Fill in `behaviour_logp` with the present policy's log-probs, by the kernel that training uses.
+
+    The sampler's own log-probs come from a faster kernel; the difference would pass for a policy change.
+    """
+    scored: list[Example] = list(examples)
+    for group in progress(list(micro_batches(examples, batch_tokens)), "Scoring", "batch"):
+        batch = collate([examples[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
+        with torch.no_grad():
+            logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role).cpu()
+        for row, i in enumerate(group):
+            scored[i] = replace(examples[i], behaviour_logp=logp_BT[row, : len(examples[i].ids)].tolist())
+    return scored
+
+
+class Trainer:
+    """AdamW with linear warm-up and decay over the policy's adapters, resumable from the run's checkpoint."""
+
+    def __init__(
+        self, policy: Policy, run: Run, config: SFTConfig, lr: float, warmup: int, updates: int, seed: int
+    ):
+        self.policy, self.run, self.config, self.updates = policy, run, config, updates
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
+
+        def factor(update: int) -> float:
+            return min((update + 1) / max(warmup, 1), (updates - update) / max(updates - warmup, 1), 1.0)
+
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.position = 0
+        torch.manual_seed(seed)
+        state = run.load_state()
+        if state:
+            self.position = state["position"]
+            policy.load_adapter_state(state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            torch.set_rng_state(state["rng"])
+        run.keep_metrics(self.position)
+
+    def update(self, terms) -> dict[str, float]:
+        """One optimizer step on the sum of the terms, each (name, examples, function of (log-probs, batch)).
+
+        Raises RuntimeError when a trainable weight ends the backward pass without a gradient, or when the loss is
+        not finite.
+        """
+        start, tokens, agent_tokens = time.perf_counter(), 0, 0
+        metrics: dict[str, float] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.policy.training():
+            for _, rows, term in terms:
+                for group in micro_batches(rows, self.config.batch_tokens):
+                    batch = collate([rows[i] for i in group], self.policy.tokenizer.pad_token_id, self.policy.device)
+                    share = len(batch) / len(rows)
+                    logp_BT = self.policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role)
+                    loss, seen = term(logp_BT, batch)
+                    (share * loss).backward()
+                    tokens += int(batch.real_BT.sum())
+                    agent_tokens += int(batch.mask_BT.sum())
+                    _merge(metrics, {"loss": float(loss.detach()), **seen}, share)
+        if not all(torch.isfinite(torch.tensor(v)) for v in metrics.values()):
+            raise RuntimeError(f"Update {self.position + 1} of {self.run.path.name}: the loss is not finite.")
+        self._check_gradients({row.role for _, rows, _ in terms for row in rows})
+        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip))
+        metrics["lr"] = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.position += 1
+        self.run.log(
+            update=self.position,
+            **metrics,
+            tokens=tokens,
+            agent_tokens=agent_tokens,
+            tokens_per_s=round(tokens / (time.perf_counter() - start), 1),
+            peak_memory_gib=round(peak_memory_gib(), 2),
+        )
+        if self.position % self.config.save_every == 0 and self.position < self.updates:
+            self.save()
+        return metrics
+
+    def save(self) -> None:
+        self.run.save_state(
+            {
+                "position": self.position,
+                "adapter": self.policy.adapter_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "rng": torch.get_rng_state(),
+            }
+        )
+
+    def _check_gradients(self, roles: set[str]) -> None:
+        acted = {self.policy.adapter(role) for role in roles}
+        for name, parameter in self.policy.named_parameters():
+            if parameter.grad is None and any(f".{adapter}." in name for adapter in acted):
+                raise RuntimeError(
+                    f"The trainable weight {name} got no gradient: the frozen weights are in a form without backward."
+                )
+
+
+def _il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    loss = losses.imitation_loss(logp_BT, batch.mask_BT)
+    return loss, {"il_loss": float(loss.detach())}
+
+
+def _merge(metrics: dict[str, float], seen: dict[str, float], share: float) -> None:
+    """Add a micro-batch's values: maxima stay maxima, everything else is weighted by the share of rows."""
+    for name, value in seen.items():
+        if name.endswith("_max"):
+            metrics[name] = max(metrics.get(name, value), value)
+        else:
+            metrics[name] = metrics.get(name, 0.0) + share * value
+
+
+def _plan(examples: int, batch: int, updates: int, seed: int) -> list[list[int]]:
+    """Which examples each update sees: pass after pass over a fresh permutation."""
+    draws = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    plan: list[list[int]] = []
+    for _ in range(updates):
+        if not order:
+            order = torch.randperm(examples, generator=draws).tolist()
+        plan.append(order[:batch])
+        order = order[batch:]
+    return plan
+
+
+def _usable(examples: Sequence[Example], max_tokens: int) -> list[Example]:
+    kept = [e for e in examples if len(e.ids) <= max_tokens]
+    if not kept:
+        raise ValueError(
+            f"There is nothing to train on: {len(examples)} examples, of which {len(kept)} have at most "
+            f"max_tokens = {max_tokens} tokens."
+        )
+    if any(not any(e.mask) for e in kept):
+        raise ValueError("An example has no agent token; check that the trajectory has turns.")
+    return kept

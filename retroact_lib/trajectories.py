@@ -1,0 +1,372 @@
+"""The record of a trial, its JSONL store, and the reader of the authors' released files."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import math
+import os
+import re
+import tempfile
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retroact_lib import prompts
+
+
+@dataclass
+class Turn:
+    """One agent step: what the agent wrote (`text`, tokens), the action read from it, what came back."""
+
+    text: str
+    action: str
+    observation: str
+    ids: list[int] | None = None
+    """Sampled token ids of `text`; None when a script wrote it."""
+    logps: list[float] | None = None
+    """Natural log-probability of each sampled token under the policy that wrote it, float32, temperature 1."""
+
+
+@dataclass
+class Reflection:
+    """What the reflector wrote between two trials."""
+
+    text: str
+    ids: list[int] | None = None
+    logps: list[float] | None = None
+
+
+@dataclass
+class Trial:
+    """One attempt: the reflections its prompt held, the turns, and the evaluator's verdict."""
+
+    reflections: list[str]
+    turns: list[Turn]
+    reward: float
+    success: bool
+
+    def transcript(self) -> str:
+        """The whole attempt as text, starting with ``Thought 1:``."""
+        parts = [prompts.cue(1)]
+        for i, turn in enumerate(self.turns, 1):
+            parts.append(turn.text if turn.text.endswith("\n") else turn.text + "\n")
+            if i < len(self.turns):
+                parts.append(prompts.environment_text(i, turn.observation))
+            elif turn.observation:
+                parts.append(f"Observation {i}: {turn.observation}\n")
+        return "".join(parts)
+
+    def __str__(self) -> str:
+        memory = "".join(f"Reflection {i}: {text}\n" for i, text in enumerate(self.reflections, 1))
+        verdict = "success" if self.success else "failure"
+        return f"{memory}{self.transcript()}Reward: {self.reward:.2f} ({verdict})"
+
+    def _repr_html_(self) -> str:
+        return _page(_trial_html(self))
+
+
+@dataclass
+class Trajectory:
+    """All trials at one task. `reflections[i]` was written after trial i and read by trial i + 1."""
+
+    task_id: str
+    question: str
+    family: str
+    trials: list[Trial] = field(default_factory=list)
+    reflections: list[Reflection] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"Task {self.task_id} ({self.family})\nQuestion: {self.question}"]
+        for k, trial in enumerate(self.trials):
+            verdict = "success" if trial.success else "failure"
+            parts.append(f"--- Trial {k + 1}: reward {trial.reward:.2f} ({verdict})\n{trial.transcript().rstrip()}")
+            if k < len(self.reflections):
+                parts.append(f"--- Reflection {k + 1}: {self.reflections[k].text}")
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        parts = [f"<div><b>{html.escape(self.question)}</b> <small>{html.escape(self.task_id)} · "
+                 f"{html.escape(self.family)}</small></div>"]
+        for k, trial in enumerate(self.trials):
+            parts.append(_trial_html(trial, title=f"Trial {k + 1}", memory=False))
+            if k < len(self.reflections):
+                parts.append(_line_html("reflection", f"Reflection {k + 1}", self.reflections[k].text))
+        return _page("".join(parts))
+
+
+# ---------------------------------------------------------------------------------------------------------- rewards
+
+
+def reflector_reward(previous: float, current: float, c: float = 1.0) -> float:
+    """What a reflection earns for moving the reward from R_{k-1} (`previous`) to R_k (`current`).
+
+        r_reflect = (R_k - R_{k-1}) * (R_{k-1} + c) / c
+
+    The second factor pays more for improving an attempt that was already partly right; a large `c` switches it
+    off. Rewards lie in [0, 1]. Raises ValueError unless c > 0.
+    """
+    if not c > 0:
+        raise ValueError(f"the reflector reward coefficient c must be above 0, got {c}")
+    return (current - previous) * (previous + c) / c
+
+
+# ------------------------------------------------------------------------------------------------------ JSONL store
+
+
+def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
+    """Replace the file at `path` by these trajectories, one JSON object a line.
+
+    The lines go to a temporary file in the same folder first, so a crash leaves the old file whole.
+    Raises ValueError if a number is not finite (JSON has no NaN).
+    """
+    path = Path(path)
+    text = "".join(map(_to_line, trajectories))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def append_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
+    """Add trajectories to the end of the file at `path` (created if missing) and wait until they are on disk.
+
+    Raises ValueError if a crash left half a line at the end, on which a new line would be lost too.
+    """
+    path = Path(path)
+    data = "".join(map(_to_line, trajectories)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                raise ValueError(f"{path} ends in half a line, left by a crash; call read_trajectories(path, "
+                                 "recover=True) once, which cuts it off, and append again")
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_trajectories(path: str | Path, recover: bool = False) -> list[Trajectory]:
+    """Read a file that `write_trajectories` or `append_trajectories` wrote; floats come back exactly.
+
+    With `recover`, a last line that a crash left half written is dropped and cut off the file, so that appending
+    goes on from the last whole record. Any other damaged line raises ValueError naming file, line and remedy.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    whole, tail = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
+    trajectories = [_from_line(line, path, number) for number, line in enumerate(whole.split(b"\n")[:-1], 1)]
+    if not tail:
+        return trajectories
+    number = len(trajectories) + 1
+    try:
+        trajectories.append(_from_line(tail, path, number))
+    except ValueError:
+        if not recover:
+            raise ValueError(f"{path}, line {number}: the last line is half written (a crash while appending?); "
+                             "read it with recover=True to drop that line and keep the rest") from None
+        os.truncate(path, len(whole))
+        return trajectories
+    if recover:  # the record is whole and only its line end is missing
+        with path.open("ab") as file:
+            file.write(b"\n")
+    return trajectories
+
+
+def _to_line(trajectory: Trajectory) -> str:
+    try:
+        return json.dumps(dataclasses.asdict(trajectory), allow_nan=False) + "\n"
+    except ValueError:
+        raise ValueError(f"the trajectory of task {trajectory.task_id} holds a number that is not finite "
+                         "(a reward or a log-probability); JSON cannot store it") from None
+
+
+def _from_line(line: bytes, path: Path, number: int) -> Trajectory:
+    try:
+        return _build(Trajectory, json.loads(line), "trajectory")
+    except ValueError as error:  # json and unicode errors are ValueErrors as well
+        raise ValueError(f"{path}, line {number}: not a trajectory ({error}); delete that line, or write the file "
+                         "again with the stage that made it") from None
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn a JSON value into `kind` (a dataclass, a list, a union with None, or a plain type), checking every type."""
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _build(typing.get_args(kind)[0], value, where)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} should be a list")
+        if all(type(item) is typing.get_args(kind)[0] for item in value):
+            return value
+        return [_build(typing.get_args(kind)[0], item, where) for item in value]
+    if dataclasses.is_dataclass(kind):
+        names = [f.name for f in dataclasses.fields(kind)]
+        if not isinstance(value, dict) or sorted(value) != sorted(names):
+            raise ValueError(f"{where} should be an object with the fields {', '.join(names)}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where} should be of type {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+# -------------------------------------------------------------------------------------------------------- rendering
+
+# One mid-tone colour per kind of text, readable on white and on dark grey; the text itself keeps the theme's colour.
+_COLOURS = {"thought": "#8a63d2", "action": "#1f83d6", "observation": "#8a8f98", "reflection": "#d97706"}
+
+
+def _page(body: str) -> str:
+    return f'<div style="max-width:70em;font-size:13px;line-height:1.45">{body}</div>'
+
+
+def _line_html(kind: str, label: str, text: str) -> str:
+    face = "" if kind in ("thought", "reflection") else "font-family:monospace;"
+    return (f'<div style="border-left:4px solid {_COLOURS[kind]};padding:1px 8px;margin:2px 0;{face}'
+            f'white-space:pre-wrap;overflow-wrap:anywhere"><b style="color:{_COLOURS[kind]}">{label}</b> '
+            f"{html.escape(text)}</div>")
+
+
+def _badge(trial: Trial) -> str:
+    colour, word = ("#1a7f37", "success") if trial.success else ("#b42318", "failure")
+    return (f'<span style="background:{colour};color:#ffffff;border-radius:8px;padding:1px 8px">'
+            f"{word} · reward {trial.reward:.2f}</span>")
+
+
+def _trial_html(trial: Trial, title: str = "Trial", memory: bool = True) -> str:
+    parts = [f'<div style="margin-top:8px"><b>{title}</b> {_badge(trial)}</div>']
+    if memory:
+        parts += [_line_html("reflection", f"Reflection {i}", text) for i, text in enumerate(trial.reflections, 1)]
+    for i, turn in enumerate(trial.turns, 1):
+        thought, action = prompts.parse_agent_text(turn.text)
+        parts.append(_line_html("thought", f"Thought {i}", thought))
+        parts.append(_line_html("action", f"Action {i}", turn.action or action))
+        if turn.observation:
+            parts.append(_line_html("observation", f"Observation {i}", turn.observation))
+    return "".join(parts)
+
+
+# ------------------------------------------------------------------------------------- the authors' released files
+
+
+@dataclass(frozen=True)
+class AuthorsRow:
+    """One row of a file that the authors released, cut into what the agent wrote and what it was given."""
+
+    role: str
+    """``planner`` or ``reflector``."""
+    prompt: str
+    segments: list[tuple[str, bool]]
+    """(text, written by the agent), in order; joined they are the row's ``output``. No segments for an empty one."""
+    reward: float | None
+    """The planner's reward, or the reflector's shaped reward; None in files for imitation learning."""
+
+
+def read_authors_file(path: str | Path) -> list[AuthorsRow]:
+    """Read the authors' JSON: a list of ``input, output, type[, reward | last_reward, current_reward]``.
+
+    A planner's output holds observations: numbered ``Observation i:`` spans, or, in ALFWorld, every line that does
+    not start with ``>``. They are marked as not written by the agent. Raises ValueError naming the file, the
+    position in the list (counted from 0) and the field for anything else than that form.
+    """
+    path = Path(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); expected a list of rows with input, output and type") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a JSON {type(rows).__name__}; expected a list of rows with input, output, type")
+    return [_authors_row(row, f"{path}, row {i}") for i, row in enumerate(rows)]
+
+
+def _authors_row(row: Any, where: str) -> AuthorsRow:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object with input, output and type, got {type(row).__name__}")
+    for name in ("input", "output", "type"):
+        if name not in row:
+            raise ValueError(f"{where}: the field {name!r} is missing")
+        if not isinstance(row[name], str):
+            raise ValueError(f"{where}: the field {name!r} should be text, got {type(row[name]).__name__}")
+    role = row["type"]
+    if role not in ("planner", "reflector"):
+        raise ValueError(f"{where}: the field 'type' should be planner or reflector, got {role!r}")
+    instruction = row.get("instruction") or ""
+    if not isinstance(instruction, str):
+        raise ValueError(f"{where}: the field 'instruction' should be text, got {type(instruction).__name__}")
+    prompt = f"{instruction}\n{row['input']}" if instruction else row["input"]
+    if role == "planner":
+        return AuthorsRow(role, prompt, split_authors_output(row["output"], prompt), _number(row, "reward", where))
+    last, current = (_number(row, name, where) for name in ("last_reward", "current_reward"))
+    if (last is None) != (current is None):
+        raise ValueError(f"{where}: the field {'last_reward' if last is None else 'current_reward'!r} is missing; "
+                         "a reflector's reward needs both last_reward and current_reward")
+    reward = None if last is None or current is None else reflector_reward(last, current)
+    return AuthorsRow(role, prompt, [(row["output"], True)] if row["output"] else [], reward)
+
+
+def _number(row: dict, name: str, where: str) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{where}: the field {name!r} should be a finite number, got {value!r}")
+    return float(value)
+
+
+_NUMBERED = re.compile(r"^(?:Thought|Action|Observation) \d+:", re.MULTILINE)
+_COMMAND = re.compile(r"^>", re.MULTILINE)
+_FIRST_CUE = re.compile(r"\s*Thought \d+:")
+_OBSERVATION = re.compile(r"^Observation (\d+):", re.MULTILINE)
+_TRAILER = re.compile(r"\s*^(?:STATUS|REWARD):[^\n]*\s*(?:^(?:STATUS|REWARD):[^\n]*\s*)*\Z", re.MULTILINE)
+
+
+def split_authors_output(output: str, prompt: str = "") -> list[tuple[str, bool]]:
+    """Cut a planner's output into (text, written by the agent); the texts joined are `output`."""
+    if _NUMBERED.search(output) or not _COMMAND.search(output):
+        spans = _numbered_spans(output)
+    else:
+        spans = _command_spans(output, agent_first=prompt.rstrip().endswith(">"))
+    merged: list[tuple[str, bool]] = []
+    for text, agent in spans:
+        if text and merged and merged[-1][1] == agent:
+            merged[-1] = (merged[-1][0] + text, agent)
+        elif text:
+            merged.append((text, agent))
+    return merged
+
+
+def _numbered_spans(output: str) -> Iterator[tuple[str, bool]]:
+    """``Observation i:`` up to and with ``Thought i+1:`` is the environment's, and so are first cue and trailer."""
+    trailer = _TRAILER.search(output)
+    end = trailer.start() if trailer else len(output)
+    first = _FIRST_CUE.match(output)
+    at = first.end() if first else 0
+    yield output[:at], False
+    while found := _OBSERVATION.search(output, at, end):
+        yield output[at : found.start()], True
+        following = re.compile(rf"^Thought {int(found[1]) + 1}:", re.MULTILINE).search(output, found.end(), end)
+        at = following.end() if following else end
+        yield output[found.start() : at], False
+    yield output[at:end], True
+    yield output[end:], False
+
+
+def _command_spans(output: str, agent_first: bool) -> Iterator[tuple[str, bool]]:
+    """ALFWorld: lines that start with ``>`` are the agent's, and the first line if the prompt ended in ``>``."""
+    for i, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", output)):
+        yield line, line.startswith(">") or (agent_first and i == 0)

@@ -1,0 +1,430 @@
+"""Experts: scripted SQL demonstrations on a toy database and on the real training tasks, and the chat endpoint."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import http.server
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from retroact_lib import prompts
+from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.intercode_sql import InterCodeSQL
+from retroact_lib.experts import (
+    ChatExpert, ChatExpertError, ScriptedSQLExpert, expert_for, expert_trajectories, stable_seed,
+)
+from retroact_lib.sql_mistakes import MISTAKES, Mistake, Query, describe, draw_mistake, normalise
+
+TABLES = {
+    "singer": [("Singer_ID", "int"), ("Name", "text"), ("Country", "text"), ("Age", "int")],
+    "song": [("Song_ID", "int"), ("Title", "text"), ("Singer_ID", "int"), ("Sales", "int")],
+}
+ROWS = {
+    "singer": [(1, "Ana", "France", 30), (2, "Bo", "Norway", 41), (3, "Cy", "France", 52), (4, "Di", "Peru", 25)],
+    "song": [(1, "Sun", 1, 9), (2, "Moon", 1, 5), (3, "Tide", 2, 7), (4, "Rain", 4, 7)],
+}
+GOLD = {
+    "count": ("How many singers are from France?", "SELECT COUNT(*) FROM singer WHERE Country = 'France'"),
+    "distinct": ("Which different countries are there?", "SELECT DISTINCT Country FROM singer"),
+    "join": ("What are the titles of songs by singers from France?",
+             "SELECT T2.Title FROM singer AS T1 JOIN song AS T2\n ON T1.Singer_ID = T2.Singer_ID"
+             " WHERE T1.Country = 'France'"),
+    "top": ("Who is the oldest singer?", "SELECT Name FROM singer ORDER BY Age DESC LIMIT 1"),
+    "group": ("How many singers has each country?", "SELECT Country, COUNT(*) FROM singer GROUP BY Country"),
+    "max": ("What is the highest age?", "SELECT MAX(Age) FROM singer"),
+    "except": ("Which singers have no song?",
+               "SELECT Singer_ID FROM singer EXCEPT SELECT Singer_ID FROM song"),
+}
+TASKS = [Task(f"toy/{k}", question, k, {"db": "toy", "gold": gold}) for k, (question, gold) in GOLD.items()]
+
+
+class ToyEpisode(Episode):
+    def __init__(self, env: ToyEnv, task: Task) -> None:
+        self.env, self.task, self.last, self.text = env, task, None, ""
+
+    def step(self, action: str) -> Step:
+        if action == "submit":
+            return Step(self.text, True, self.reward())
+        if not (action.startswith("execute[") and action.endswith("]")):
+            return Step("Error: unknown action")
+        sql, self.last = action[8:-1], None
+        if sql == "SHOW TABLES":
+            self.text = str([(t,) for t in TABLES])
+        elif sql.startswith("DESC "):
+            self.text = str(TABLES[sql[5:]])
+        else:
+            try:
+                self.last = self.env.run(sql)
+                self.text = str(self.last)
+            except sqlite3.Error as error:
+                self.text = f"Error executing query: {error}"
+        return Step(self.text)
+
+    def reward(self) -> float:
+        return float(self.last is not None and self.last == self.env.run(self.task.meta["gold"]))
+
+
+class ToyEnv(Env):
+    """Two tables in memory; a result counts when it is exactly the gold one."""
+
+    name, splits, instruction, max_steps = "intercode_sql", ("train",), "Answer with SQL.", 8
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect(":memory:", check_same_thread=False)
+        for table, columns in TABLES.items():
+            self.db.execute(f"CREATE TABLE {table} ({', '.join(name for name, _ in columns)})")
+            self.db.executemany(f"INSERT INTO {table} VALUES (?,?,?,?)", ROWS[table])
+
+    def run(self, sql: str) -> list[tuple]:
+        return self.db.execute(sql).fetchall()
+
+    def schema(self, db: str) -> dict:
+        return TABLES
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+        return TASKS[:limit]
+
+    def start(self, task: Task) -> Episode:
+        return ToyEpisode(self, task)
+
+
+@pytest.fixture(scope="module")
+def toy() -> ToyEnv:
+    return ToyEnv()
+
+
+@pytest.fixture(scope="module")
+def real():
+    """(environment, 200 training tasks, their trajectories with three trials at mistake rate 1)."""
+    env = InterCodeSQL()
+    tasks = env.tasks("train", 200, seed=0)
+    return env, tasks, expert_trajectories(env, tasks, max_trials=3, seed=0, mistake_rate=1.0)
+
+
+# ------------------------------------------------------------------------------------------------- scripted, toy
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.family)
+def test_a_careful_trial_succeeds_with_the_gold_query(toy, task):
+    (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=0.0, seed=5).trials
+    actions = [turn.action for turn in trial.turns]
+    assert trial.success and trial.reward == 1.0
+    assert actions[0] == "execute[SHOW TABLES]" and actions[1].startswith("execute[DESC ")
+    assert actions[-2:] == [f"execute[{normalise(task.meta['gold'])}]", "submit"]
+    assert all(turn.ids is None and turn.logps is None for turn in trial.turns)
+
+
+def test_the_agent_text_is_the_one_format(toy):
+    for seed in range(20):
+        for task in TASKS:
+            for trial in ScriptedSQLExpert().demonstrate(toy, task, seed=seed).trials:
+                for i, turn in enumerate(trial.turns, 1):
+                    thought, action = prompts.parse_agent_text(turn.text)
+                    assert action == turn.action and turn.text == prompts.agent_text(i, thought, action)
+                    assert prompts.action_complete(turn.text)
+                    assert 3 <= len(thought.split()) <= 36, thought
+
+
+def test_failure_reflection_and_success(toy):
+    seen = 0
+    for seed in range(30):
+        trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=3, seed=seed, mistake_rate=1.0)
+        trials = trajectory.trials
+        assert trials[-1].success and len(trials) <= 3
+        assert len(trajectory.reflections) == len(trials) - 1
+        for k, trial in enumerate(trials):
+            assert trial.reflections == [r.text for r in trajectory.reflections[:k]]
+            assert trial.success == (k == len(trials) - 1)
+        for reflection in trajectory.reflections:
+            assert len(reflection.text.split()) <= 45 and "\n" not in reflection.text
+            assert normalise(TASKS[0].meta["gold"]) not in reflection.text
+            seen += 1
+    assert seen > 10
+
+
+def test_the_evaluator_decides(toy, monkeypatch):
+    """A "slip" that answers the question is a success; a careful trial that it rejects is a failure."""
+    gold = TASKS[0].meta["gold"]
+    harmless = Mistake("harmless", gold + " AND 1 = 1", "did it my way", "do the same")
+    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: harmless)
+    (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[0], seed=1, mistake_rate=1.0).trials
+    assert trial.success and trial.turns[-2].action == f"execute[{harmless.sql}]"
+
+    monkeypatch.setattr(ToyEpisode, "reward", lambda self: 0.25)
+    trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=1, mistake_rate=0.0)
+    assert [t.reward for t in trajectory.trials] == [0.25, 0.25] and not any(t.success for t in trajectory.trials)
+    assert len(trajectory.reflections) == 1
+
+
+def test_slips_that_cut_a_trial_short(toy, monkeypatch):
+    query = Query(TASKS[0].meta["gold"], TABLES)
+    repeated = MISTAKES["repeated_error"](query, random.Random(0))
+    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: repeated)
+    first = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0).trials[0]
+    assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[1:]}) == 1
+    assert not first.success
+
+    early = MISTAKES["submitted_early"](query, random.Random(0))
+    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: early)
+    trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0)
+    assert [t.action for t in trajectory.trials[0].turns][-2:] == ["execute[DESC singer]", "submit"]
+    assert [t.success for t in trajectory.trials] == [False, True]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_a_tight_step_limit_leaves_room_for_the_query(toy, steps):
+    (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[2], max_trials=1, mistake_rate=0.0, max_steps=steps).trials
+    assert len(trial.turns) <= steps and trial.success
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"max_trials": 0}, "max_trials must be at least 1, got 0"),
+    ({"max_steps": 0}, "max_steps must be at least 1"),
+    ({"mistake_rate": 1.5}, "mistake_rate must lie between 0 and 1"),
+])
+def test_bad_arguments(toy, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ScriptedSQLExpert().demonstrate(toy, TASKS[0], **arguments)
+
+
+def test_bad_tasks_and_environments(toy):
+    with pytest.raises(ValueError, match="no text 'gold' in its meta"):
+        ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy"}))
+    with pytest.raises(ValueError, match="cannot parse the gold SQL"):
+        ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "SELECT ((FROM"}))
+    with pytest.raises(ValueError, match="should be a SELECT"):
+        ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "DROP TABLE x"}))
+    other = ToyEnv()
+    other.name = "chess"
+    with pytest.raises(ValueError, match="no scripted expert for the environment 'chess'"):
+        expert_for(other)
+    assert isinstance(expert_for(toy), ScriptedSQLExpert)
+
+
+# ------------------------------------------------------------------------------------------------- the SQL slips
+
+
+def test_every_kind_of_slip_changes_the_query_and_names_something():
+    found = collections.Counter()
+    for task in TASKS:
+        query = Query(task.meta["gold"], TABLES)
+        for kind, slip in MISTAKES.items():
+            mistake = slip(query, random.Random(3))
+            if mistake:
+                found[kind] += 1
+                assert mistake.kind == kind and mistake.did and mistake.plan
+                assert mistake.sql != query.sql and "\n" not in mistake.sql
+                assert query.sql.lower() not in f"{mistake.did} {mistake.plan}".lower()
+    assert len(found) >= 16
+
+
+@pytest.mark.parametrize(("family", "kind", "sql"), [
+    ("count", "missing_filter", "SELECT COUNT(*) FROM singer"),
+    ("count", "missing_count", "SELECT * FROM singer WHERE Country = 'France'"),
+    ("count", "wrong_operator", "SELECT COUNT(*) FROM singer WHERE Country != 'France'"),
+    ("distinct", "forgotten_distinct", "SELECT Country FROM singer"),
+    ("join", "forgotten_join", "SELECT Title FROM singer WHERE Country = 'France'"),
+    ("top", "wrong_direction", "SELECT Name FROM singer ORDER BY Age ASC LIMIT 1"),
+    ("top", "missing_limit", "SELECT Name FROM singer ORDER BY Age DESC"),
+    ("top", "too_many_columns", "SELECT * FROM singer ORDER BY Age DESC LIMIT 1"),
+    ("group", "missing_group", "SELECT Country, COUNT(*) FROM singer"),
+    ("max", "wrong_aggregate", "SELECT MIN(Age) FROM singer"),
+    ("except", "missing_half", "SELECT Singer_ID FROM singer"),
+])
+def test_slips_by_hand(family, kind, sql):
+    mistake = MISTAKES[kind](Query(GOLD[family][1], TABLES), random.Random(0))
+    assert mistake.sql.replace(" ASC", "") == sql.replace(" ASC", "")
+
+
+def test_slips_that_do_not_apply_and_kinds_to_avoid():
+    query = Query("SELECT MAX(Age) FROM singer", TABLES)
+    for kind in ("missing_filter", "forgotten_distinct", "forgotten_join", "wrong_direction", "missing_half"):
+        assert MISTAKES[kind](query, random.Random(0)) is None
+    assert draw_mistake(query, random.Random(0), avoid=list(MISTAKES)) is None
+    assert all(draw_mistake(query, random.Random(i), avoid=["wrong_table"]).kind != "wrong_table" for i in range(40))
+
+
+def test_the_words_for_a_query():
+    assert describe(Query(GOLD["count"][1], TABLES)) == "the number of rows from singer, where Country = 'France'"
+    assert describe(Query(GOLD["top"][1], TABLES)) == "Name from singer, sorted by Age descending, first 1 only"
+    assert describe(Query(GOLD["join"][1], TABLES)) == (
+        "Title from singer and song joined on Singer_ID, where Country = 'France'")
+    assert normalise("SELECT  a\n FROM t WHERE b = 'x  y' ") == "SELECT a FROM t WHERE b = 'x  y'"
+
+
+# ------------------------------------------------------------------------------------------------- determinism
+
+_SCRIPT = """
+import sys; sys.path.insert(0, "tests")
+from test_experts import TASKS, ToyEnv
+from retroact_lib.experts import expert_trajectories
+print("\\n".join(map(str, expert_trajectories(ToyEnv(), TASKS, 3, seed=7, mistake_rate=0.9))))
+"""
+
+
+def test_the_same_under_every_hash_seed():
+    outputs = set()
+    for hash_seed in ("0", "1", "77"):
+        environment = dict(os.environ, PYTHONHASHSEED=hash_seed)
+        done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True,
+                              check=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+        outputs.add(done.stdout)
+    assert len(outputs) == 1 and "Trial 2" in outputs.pop()
+
+
+def test_order_and_company_do_not_matter(toy):
+    whole = {t.task_id: t for t in expert_trajectories(toy, TASKS, seed=3)}
+    assert [whole[t.id] for t in TASKS[::-1]] == expert_trajectories(toy, TASKS[::-1], seed=3)
+    assert expert_trajectories(toy, TASKS[2:3], seed=3) == [whole[TASKS[2].id]]
+    assert expert_trajectories(toy, TASKS, seed=4) != list(whole.values())
+    assert stable_seed(0, "a") == stable_seed(0, "a") != stable_seed(1, "a")
+
+
+# ------------------------------------------------------------------------------------------------- real databases
+
+
+def _kind(task, trajectory, env) -> str | None:
+    """The kind of the first slip, drawn again from the task's own seed."""
+    rng = random.Random(stable_seed(0, task.id))
+    rng.random()
+    mistake = draw_mistake(Query(task.meta["gold"], env.schema(task.meta["db"])), rng)
+    return mistake.kind if mistake else None
+
+
+def test_real_tasks_get_many_kinds_of_slip_and_end_well(real):
+    env, tasks, trajectories = real
+    kinds = collections.Counter(_kind(t, x, env) for t, x in zip(tasks, trajectories, strict=True)
+                                if not x.trials[0].success)
+    assert len(kinds) >= 8, kinds
+    assert sum(x.trials[-1].success for x in trajectories) == len(trajectories)
+    failed = [x for x in trajectories if len(x.trials) > 1]
+    assert len(failed) > len(tasks) / 3
+    assert all(x.trials[0].reward < 1.0 for x in failed)
+
+
+def test_real_reflections_are_short_and_concrete(real):
+    env, tasks, trajectories = real
+    for task, trajectory in zip(tasks, trajectories, strict=True):
+        names = {word.lower() for table, columns in env.schema(task.meta["db"]).items()
+                 for word in (table, *(name for name, _ in columns))}
+        for reflection in trajectory.reflections:
+            text = reflection.text.lower()
+            concrete = any(name in text for name in names) or any(
+                word in text for word in ("number", "count", "distinct", "limit", "sort", "all columns"))
+            assert concrete, reflection.text
+            assert len(text.split()) <= 45 and normalise(task.meta["gold"]).lower() not in text
+
+
+def test_real_trials_without_slips(real):
+    env, tasks, _ = real
+    for trajectory in expert_trajectories(env, tasks[:60], max_trials=1, mistake_rate=0.0):
+        assert trajectory.trials[0].success, str(trajectory)
+
+
+# ------------------------------------------------------------------------------------------------- chat endpoint
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """Answers with the server's queue of (status, body); keeps what it was sent."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, self.headers.get("Authorization"), body))
+        status, text = self.server.answers.pop(0)
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.requests, server.answers = [], []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def says(text: str) -> tuple[int, str]:
+    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+def test_chat_expert_plays_the_loop(toy, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    gold = GOLD["count"][1]
+    endpoint.answers = [
+        says("Thought 1: I count\nall singers.\nAction 1: execute[SELECT COUNT(*) FROM singer]\nObservation 1: no"),
+        says("Done.\nAction 2: submit"),
+        says("Reflection: I forgot France.\nI will add it."),
+        says(f" Now with France.\nAction 1: execute[{gold}]"),
+        says("Good.\nAction 2: submit\n"),
+    ]
+    trajectory = ChatExpert(endpoint.url, "any-model").demonstrate(toy, TASKS[0], max_trials=3, seed=1)
+    assert [t.success for t in trajectory.trials] == [False, True]
+    assert trajectory.reflections[0].text == "I forgot France. I will add it."
+    assert trajectory.trials[0].turns[0].text == prompts.agent_text(
+        1, "I count all singers.", "execute[SELECT COUNT(*) FROM singer]")
+    assert trajectory.trials[0].turns[0].observation == "[(4,)]"
+    path, key, body = endpoint.requests[3]
+    assert path == "/v1/chat/completions" and key == "Bearer secret" and body["model"] == "any-model"
+    user = body["messages"][1]["content"]
+    assert user == f"Reflection 1: I forgot France. I will add it.\nQuestion: {TASKS[0].question}\nThought 1:"
+    assert toy.instruction in body["messages"][0]["content"]
+    assert "Observation 1: [(4,)]\nThought 2:" in endpoint.requests[1][2]["messages"][1]["content"]
+    assert endpoint.requests[2][2]["messages"][0]["content"] == prompts.REFLECTOR_INSTRUCTION
+
+
+def test_chat_expert_answers_without_an_action(toy, endpoint):
+    endpoint.answers = [says("I am lost"), says("")]
+    expert = ChatExpert(endpoint.url, "m", api_key="", extra={"max_tokens": None, "top_p": 0.5})
+    (trial,) = expert.demonstrate(toy, TASKS[0], max_trials=1, max_steps=2).trials
+    assert [t.action for t in trial.turns] == ["", ""] and not trial.success
+    assert endpoint.requests[0][1] is None
+    assert "max_tokens" not in endpoint.requests[0][2] and endpoint.requests[0][2]["top_p"] == 0.5
+
+
+def test_chat_expert_tries_again_after_passing_faults(endpoint):
+    endpoint.answers = [(503, "busy"), (429, "slow down"), says("hello")]
+    assert ChatExpert(endpoint.url, "m", backoff=0.01).complete("s", "u", 0) == "hello"
+    assert len(endpoint.requests) == 3
+
+
+@pytest.mark.parametrize(("answers", "message"), [
+    ([(401, "bad key")], "answered HTTP 401 Unauthorized: bad key"),
+    ([(500, "broken")] * 2, "answered HTTP 500 .*broken"),
+    ([(200, "<html>")], "sent no chat completion"),
+    ([(200, '{"choices": []}')], "sent no chat completion"),
+    ([(200, '{"choices": [{"message": {"content": null}}]}')], "sent no chat completion"),
+])
+def test_chat_expert_faults_are_one_clear_error(endpoint, answers, message):
+    endpoint.answers = list(answers)
+    with pytest.raises(ChatExpertError, match=message) as caught:
+        ChatExpert(endpoint.url, "m", api_key="secret", retries=1, backoff=0.01).complete("s", "u", 0)
+    assert not endpoint.answers and "secret" not in str(caught.value)
+
+
+def test_chat_expert_unreachable_or_nonsense(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(ChatExpertError, match="could not be reached"):
+        ChatExpert("http://127.0.0.1:9/v1", "m", retries=0, timeout=2).complete("s", "u", 0)
+    with pytest.raises(ValueError, match="should start with http"):
+        ChatExpert("localhost:8000", "m")

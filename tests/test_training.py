@@ -1,0 +1,299 @@
+"""The model part: scoring, masks, adapters, decoding, resuming; on a tiny random model, in real NF4."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from retroact_lib import losses, training
+from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
+from retroact_lib.decoding import Request, decode
+from retroact_lib.examples import Example, collate, micro_batches
+from retroact_lib.policy import Policy
+from retroact_lib.runs import Run
+
+EXACT = dict(compute_dtype="float32", lora_rank=4, lora_alpha=8)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint):
+    policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    awaken(policy)
+    return policy
+
+
+def awaken(policy, seed=1):
+    """LoRA starts with B = 0, which hides half of the gradients; give B small random values."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=draws))
+
+
+def some_examples(count=7, seed=0, role="planner", scored=False):
+    draws = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(count):
+        length = 8 + 5 * i
+        ids = torch.randint(10, 1000, (length,), generator=draws).tolist()
+        mask = [0] * 4 + [int(t % 3 != 0) for t in range(length - 4)]
+        behaviour = [-1.0 * m for m in mask] if scored else None
+        rows.append(Example(role, ids, mask, reward=1.0 - 0.1 * i, behaviour_logp=behaviour))
+    return rows
+
+
+def gradients(policy, rows, batches):
+    for parameter in policy.parameters():
+        parameter.grad = None
+    for group in batches:
+        batch = collate([rows[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
+        logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role)
+        (losses.imitation_loss(logp_BT, batch.mask_BT) * len(group) / len(rows)).backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def test_ragged_batch_equals_batch_of_one(policy):
+    rows = some_examples()
+    one_by_one = gradients(policy, rows, [[i] for i in range(len(rows))])
+    together = gradients(policy, rows, [list(range(len(rows)))])
+    in_groups = gradients(policy, rows, micro_batches(rows, batch_tokens=80))
+    assert one_by_one.norm() > 0
+    torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(in_groups, one_by_one, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_prompt_and_observation_positions_get_exactly_no_gradient(policy):
+    rows = some_examples()
+    batch = collate(rows, policy.tokenizer.pad_token_id, policy.device)
+    seen = {}
+    hook = policy.body.register_forward_hook(
+        lambda _m, _i, output: (output.last_hidden_state.retain_grad(), seen.update(h=output.last_hidden_state))[0]
+    )
+    logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+    hook.remove()
+    losses.imitation_loss(logp_BT, batch.mask_BT).backward()
+    reached = seen["h"].grad.abs().sum(-1)[:, :-1] > 0  # position t predicts token t + 1
+    assert torch.equal(reached, batch.mask_BT[:, 1:].bool())
+    assert (logp_BT[batch.mask_BT == 0] == 0).all()
+
+
+def test_log_probs_are_those_of_the_model(policy):
+    row = some_examples(1)[0]
+    batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
+    with torch.no_grad():
+        ours = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+        logits = policy.model(batch.ids_BT).logits.float()
+    theirs = torch.log_softmax(logits[:, :-1], -1).gather(-1, batch.ids_BT[:, 1:, None])[..., 0]
+    torch.testing.assert_close(ours[:, 1:], theirs * batch.mask_BT[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_the_same_before_and_after_decoding(policy):
+    rows = some_examples(3)
+    before = gradients(policy, rows, [[0, 1, 2]])
+    list(decode(policy, [episode(policy, "hello")], rows=1))
+    after = gradients(policy, rows, [[0, 1, 2]])
+    assert torch.equal(before, after)
+
+
+def test_gradients_in_nf4_agree_with_the_dequantised_model(tiny_checkpoint, tmp_path):
+    rows = some_examples(4)
+    quantised = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    awaken(quantised)
+    plain = AutoModelForCausalLM.from_pretrained(str(tiny_checkpoint), dtype=torch.float32)
+    with torch.no_grad():
+        from bitsandbytes.functional import dequantize_4bit
+
+        modules = dict(plain.named_modules())
+        for name, module in quantised.causal_lm.named_modules():
+            base = getattr(module, "base_layer", None)
+            if base is not None:
+                modules[name].weight.copy_(dequantize_4bit(base.weight.data, base.weight.quant_state))
+    plain.save_pretrained(tmp_path)
+    quantised.tokenizer.save_pretrained(tmp_path)
+    dequantised = Policy.load(PolicyConfig(checkpoint=str(tmp_path), quantize=False, **EXACT), seed=0)
+    dequantised.load_adapter_state(quantised.adapter_state())
+    a, b = (gradients(p, rows, [[0, 1, 2, 3]]) for p in (quantised, dequantised))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9998
+
+
+def test_missing_gradient_raises(policy, tmp_path):
+    run = Run.open(tmp_path, "t", {}, {})
+    trainer = training.Trainer(policy, run, SFTConfig(), 1e-3, 1, 1, 0)
+    detached = ("il", some_examples(1), lambda logp, batch: (torch.ones((), requires_grad=True) * 1, {}))
+    with pytest.raises(RuntimeError, match="got no gradient"):
+        trainer.update([detached])
+
+
+def test_ratio_is_one_before_the_first_update(policy):
+    rows = training.score(policy, some_examples(), batch_tokens=64)
+    batch = collate(rows, policy.tokenizer.pad_token_id, policy.device)
+    logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+    metrics = losses.ratio_metrics(logp_BT.detach(), batch.behaviour_logp_BT, batch.mask_BT, eps=0.3)
+    assert metrics["ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-3)
+
+
+# -- decoding -------------------------------------------------------------------------------------------------------
+
+
+def episode(policy, text, temperature=0.0, turns=3):
+    replies = []
+    ids = policy.encode(f"{text} tells a story.")
+    for turn in range(turns):
+        request = Request(ids, "planner", lambda t: len(t) > 25, 12, temperature, seed=turn, fresh=turn == 0)
+        replies.append((yield request))
+        ids = policy.encode(f" And then {text}" * (turn + 1))
+    return replies
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
+    names = ["Ann", "Bob the builder of very long bridges", "Cy", "Dora and her dog", "Eve", "Finn", "Gil", "Hanna", "Ida"]
+    alone = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=1))
+    batched = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=8, read_tokens=60))
+    turned = dict(decode(policy, [episode(policy, n, temperature) for n in names[::-1]], rows=4))
+    for i in range(len(names)):
+        for other in (batched[i], turned[len(names) - 1 - i]):
+            assert [r.ids for r in alone[i]] == [r.ids for r in other]
+            for mine, theirs in zip(alone[i], other, strict=True):
+                assert mine.logps == pytest.approx(theirs.logps, abs=1e-2)
+
+
+def test_recorded_log_probs_are_those_of_the_whole_text(policy):
+    request_ids = policy.encode("Bob tells a story.")
+
+    def talk():
+        first = yield Request(request_ids, "planner", lambda t: False, 6, 1.0, seed=3, fresh=True)
+        second = yield Request(policy.encode(" More."), "planner", lambda t: False, 6, 1.0, seed=4)
+        return first, second
+
+    ((_, (first, second)),) = decode(policy, [talk()])
+    more = policy.encode(" More.")
+    ids = request_ids + first.ids + more + second.ids
+    mask = [0] * len(request_ids) + [1] * len(first.ids) + [0] * len(more) + [1] * len(second.ids)
+    batch = collate([Example("planner", ids, mask)], policy.tokenizer.pad_token_id, policy.device)
+    with torch.no_grad():
+        logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")[0]
+    # the packed inference kernel works in bfloat16
+    assert first.logps + second.logps == pytest.approx(logp[torch.tensor(mask).bool()].tolist(), abs=0.05)
+    assert second.context == len(ids)
+
+
+# -- adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_saved_adapter_loads_with_plain_peft(policy, tiny_checkpoint, tmp_path):
+    policy.save(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(str(tiny_checkpoint), dtype=torch.float32)
+    theirs = {n: p for n, p in PeftModel.from_pretrained(base, tmp_path).named_parameters() if "lora_" in n}
+    ours = policy.adapter_state()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_separate_adapters_train_apart_and_come_back(tiny_checkpoint, tmp_path):
+    config = PolicyConfig(checkpoint=str(tiny_checkpoint), separate_adapters=True, **EXACT)
+    policy = Policy.load(config, seed=0)
+    start = policy.adapter_state()
+    run = Run.open(tmp_path / "runs", "t", {}, {})
+    training.sft(policy, some_examples(4), SFTConfig(sft_epochs=1, sft_batch=2), run, seed=0)
+    moved = {name for name, p in policy.adapter_state().items() if not torch.equal(p, start[name])}
+    assert moved and all(".planner." in name for name in moved)
+    policy.save(tmp_path / "adapter")
+    again = Policy.load(config, seed=5)
+    again.load_adapters(tmp_path / "adapter")
+    ours, theirs = policy.adapter_state(), again.adapter_state()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_missing_adapter_is_one_sentence(policy, tmp_path):
+    with pytest.raises(ValueError, match="No adapter at"):
+        policy.load_adapters(tmp_path)
+
+
+# -- loops ----------------------------------------------------------------------------------------------------------
+
+LOOP = SFTConfig(sft_epochs=2, sft_batch=3, sft_warmup=2, batch_tokens=80, save_every=2)
+
+
+def train(tiny_checkpoint, root, stage, stop_after=None):
+    """Train as a fresh process would; `stop_after` kills it after that many updates."""
+    config = PolicyConfig(checkpoint=str(tiny_checkpoint), lora_dropout=0.1, **EXACT)
+    policy, run = Policy.load(config, seed=0), Run.open(root, stage, {}, {})
+    rows = some_examples(8) + some_examples(4, seed=2, role="reflector")
+    original = training.Trainer.update
+
+    def update(self, terms):
+        if stop_after is not None and self.position == stop_after:
+            raise KeyboardInterrupt
+        return original(self, terms)
+
+    training.Trainer.update = update
+    try:
+        if stage == "sft":
+            training.sft(policy, rows, LOOP, run, seed=3)
+        else:
+            scored = [dataclasses.replace(r, behaviour_logp=[-6.0 * m for m in r.mask]) for r in rows]
+            rl = RLConfig(rl_batch=3, il_batch=2, max_kl=math.inf, objective=stage)
+            training.joint_rl(policy, scored, rows, rl, LOOP, run, seed=3)
+    except KeyboardInterrupt:
+        return None
+    finally:
+        training.Trainer.update = original
+    kept = ("update", "loss", "il_loss", "pg_loss", "grad_norm", "lr", "ratio_mean", "kl")
+    return policy.adapter_state(), [{k: v for k, v in row.items() if k in kept} for row in run.metrics()]
+
+
+@pytest.mark.parametrize("stage", ["sft", "truncated", "ppo"])
+def test_killed_and_resumed_equals_never_killed(tiny_checkpoint, tmp_path, stage):
+    adapter, metrics = train(tiny_checkpoint, tmp_path / "whole", stage)
+    assert train(tiny_checkpoint, tmp_path / "killed", stage, stop_after=3) is None
+    resumed, resumed_metrics = train(tiny_checkpoint, tmp_path / "killed", stage)
+    assert metrics == resumed_metrics and [m["update"] for m in metrics] == list(range(1, len(metrics) + 1))
+    assert all(torch.equal(adapter[name], resumed[name]) for name in adapter)
+
+
+def test_training_lowers_the_loss(tiny_checkpoint, tmp_path):
+    policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    run = Run.open(tmp_path, "t", {}, {})
+    training.sft(policy, some_examples(4), SFTConfig(sft_epochs=12, sft_batch=4, sft_lr=5e-3), run, seed=0)
+    history = [row["il_loss"] for row in run.metrics()]
+    assert history[-1] < history[0] - 0.3
+
+
+def test_joint_rl_raises_the_probability_of_rewarded_rows(tiny_checkpoint, tmp_path):
+    policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    rows = training.score(policy, some_examples(4), 512)
+    run = Run.open(tmp_path, "t", {}, {})
+    config = RLConfig(rl_batch=4, rl_epochs=8, rl_lr=5e-3, il_weight=0.0, max_kl=math.inf)
+    training.joint_rl(policy, rows, [], config, SFTConfig(), run, seed=0)
+    after = training.score(policy, rows, 512)
+    assert sum(map(sum, (r.behaviour_logp for r in after))) > sum(map(sum, (r.behaviour_logp for r in rows)))
+    assert run.metrics()[0]["ratio_mean"] == pytest.approx(1, abs=1e-3)
+
+
+def test_far_from_the_behaviour_policy_training_stops(tiny_checkpoint, tmp_path):
+    policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    run = Run.open(tmp_path, "t", {}, {})
+    rows = some_examples(6, scored=True)  # pretends that the behaviour policy was far surer than this one
+    training.joint_rl(policy, rows, [], RLConfig(il_weight=0.0, rl_batch=2, max_kl=0.1), SFTConfig(), run, seed=0)
+    assert "exceeds max_kl" in run.metrics()[-1]["stopped"] and len(run.metrics()) == 2
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda p, r: training.sft(p, [], SFTConfig(), r, 0), "nothing to train on"),
+        (lambda p, r: training.sft(p, some_examples(2), SFTConfig(max_tokens=3), r, 0), "max_tokens = 3"),
+        (lambda p, r: training.sft(p, [Example("planner", [5, 6], [0, 0])], SFTConfig(), r, 0), "no agent token"),
+        (lambda p, r: training.joint_rl(p, some_examples(2), [], RLConfig(), SFTConfig(), r, 0), "call score"),
+        (lambda p, r: collate([], 0, p.device), "no examples"),
+        (lambda p, r: collate(some_examples(1) + some_examples(1, role="reflector"), 0, p.device), "one role"),
+    ],
+)
+def test_bad_input_is_one_sentence(policy, tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(policy, Run.open(tmp_path, "t", {}, {}))
