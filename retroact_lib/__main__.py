@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(study.describe(items))
         else:
             study.reproduce(items)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

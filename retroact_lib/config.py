@@ -27,7 +27,9 @@ class DataConfig:
     """InterCode-SQL: ``mysql`` shows all six fields of DESC, ``compact`` name and type only (fewer tokens)."""
     observation_chars: int = 400
     """An observation longer than this is cut."""
-    il_tasks: int = 128
+    families: str = "all"
+    """Kinds of generated questions: ``all``, or names joined by commas (the real questions are not filtered)."""
+    il_tasks: int = 200
     """Training tasks that the expert demonstrates."""
     rl_tasks: int = 192
     """Other training tasks, for the policy's own rollouts."""
@@ -37,7 +39,7 @@ class DataConfig:
     """Tasks of the held-out validation split; every choice of a setting is made on these."""
     expert_trials: int = 2
     """K of the expert."""
-    mistake_rate: float = 0.5
+    mistake_rate: float = 0.3
     """Share of expert episodes whose first trial holds a mistake."""
 
     def __post_init__(self):
@@ -115,9 +117,9 @@ class SFTConfig:
     sft_epochs: int = 2
     sft_lr: float = 5e-4
     """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
-    sft_batch: int = 8
+    sft_batch: int = 4
     """Examples per update."""
-    sft_warmup: int = 5
+    sft_warmup: int = 8
     """Updates until the peak."""
     batch_tokens: int = 1024
     """Tokens of one forward and backward pass, padding included; larger batches accumulate gradients."""
@@ -239,11 +241,14 @@ STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_fa
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
-        describe="compact", il_tasks=12, rl_tasks=8, test_tasks=6, validation_tasks=6, sft_epochs=1, eval_trials=2,
+        describe="compact", families="count,count_filter,filter,superlative", il_tasks=12, rl_tasks=8, test_tasks=6, validation_tasks=6, sft_epochs=1, eval_trials=2,
         max_steps=6, rl_batch=2, il_batch=2, bootstrap=1_000, ablations="no_il,plain_retry",
     ),
     # `make reproduce`: two cores, no GPU.
-    "laptop": dict(describe="compact"),
+    "laptop": dict(
+        describe="compact",
+        families="count,count_filter,aggregate,filter,superlative,distinct,group_count,join_filter",
+    ),
     # One CUDA card.
     "gpu": dict(
         il_tasks=400, rl_tasks=512, test_tasks=256, validation_tasks=96, sft_epochs=3, rl_samples=4, rounds=2,

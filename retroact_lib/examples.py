@@ -82,13 +82,14 @@ def rewarded_examples(
 def authors_examples(policy: Policy, path: str | Path, mask_observations: bool = True) -> list[Example]:
     """The authors' released rows as examples; rows with a reward are for the policy gradient, others for imitation.
 
-    Raises ValueError naming file, position and field when a row is malformed.
+    Rows whose output is empty (there are some) hold no agent token and are left out. Raises ValueError naming file, position and field when a row is malformed.
     """
     rows = []
     for row in read_authors_file(path):
         segments = [(policy.encode(text), agent) for text, agent in row.segments]
         example = _example(row.role, policy.prompt_ids("", row.prompt), segments, mask_observations)
-        rows.append(example if row.reward is None else replace(example, reward=row.reward))
+        if any(example.mask):
+            rows.append(example if row.reward is None else replace(example, reward=row.reward))
     return rows
 
 

@@ -128,28 +128,25 @@ def expert_trajectories(env: Env, tasks: Iterable[Task], max_trials: int = 3, se
 
 # --------------------------------------------------------------------------------------------------- scripted: SQL
 
-_LOOK = ("First I need to see which tables this database has.", "Before writing SQL I look at the tables.",
-         "I do not know this database yet, so I list its tables.", "I start with the names of the tables.")
-_RECALL = ("The reflection tells me to {plan}. I start with the tables.", "Last time I failed. Now I will {plan}.",
-           "I follow the reflection and {plan}. First the tables.")
-_SKIP = ("The reflection already names {tables}, so I go straight to the columns of {table}.",
-         "From the reflection I know that I need {tables}. I check {table}.")
-_FIRST = ("{tables} should hold the answer. I check the columns of {table}.",
-          "The question is about {tables}, so I look at {table}.", "I need {tables}; what columns does {table} have?")
-_NEXT = ("I also need {table}, so I check its columns.", "Next I look at {table} and how it links to {before}.",
-         "Now the columns of {table}, to connect it with {before}.")
-_PLAN = ("I need {d}.", "Now I can write the query: {d}.", "The query should return {d}.", "The answer is {d}.")
-_REPLAN = ("As the reflection says, I now want {d}.", "This time I need {d}.", "With the plan in mind, I select {d}.")
-_CHECK = ("The result shows {w}, as the question asks, so I submit.", "This answers the question. I submit it.",
-          "I got {w}, just what was asked for. I submit.", "The query ran and gives {w}, so I submit this.")
-_EMPTY = ("No rows match, so the answer is empty and I submit it.", "The query is right and finds nothing. I submit.")
-_GIVE_UP = ("The query failed, but I submit what I have.", "I do not see how to fix the error, so I submit.")
+RECOVERY_RATE = 0.1
+"""Chance that a slip which causes an error is mended within its trial. Such a trial succeeds, and the planner then
+imitates the slip as well as the mending, so it should be rare."""
+
+_LOOK = ("I start with the names of the tables.", "First I list the tables.")
+_RECALL = ("The reflection tells me to {plan}. I start with the tables.", "Now I will {plan}. First I list the tables.")
+_SKIP = ("From the reflection I know that I need {tables}. I check the columns of {table}.",)
+_FIRST = ("I need {tables}. I check the columns of {table}.",)
+_NEXT = ("I also need {table}. I check its columns.",)
+_PLAN = ("I need {d}.", "Now I can write the query: {d}.")
+_REPLAN = ("As the reflection says, I need {d}.",)
+_CHECK = ("The result shows {w}, as the question asks, so I submit.", "The query ran and gives {w}, so I submit.")
+_EMPTY = ("No rows match, so the answer is empty and I submit it.",)
+_GIVE_UP = ("The query failed, but I submit what I have.",)
 _GUESS = ("There should be a table {table}, so I query it directly.", "I think the table is {table}. I query it.")
 _AGAIN = ("That failed, but the query looks right to me. I try again.", "Maybe it works if I run it once more.")
 _EARLY = ("This description of the table should be enough, so I submit.", "I have seen the columns. I submit this.")
-_NO_TABLE = ("That table does not exist. I list the tables.", "I guessed the table name wrongly, so I list the tables.")
-_NO_COLUMN = ("The query failed on a column. I check the columns of {table}.",
-              "That column is not there, so I look at {table}.")
+_NO_TABLE = ("That table does not exist. I list the tables.",)
+_NO_COLUMN = ("The query failed on a column. I check the columns of {table}.",)
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.",
                 "The answer was wrong because I {did}. I should {plan} before I submit.",
                 "I {did}. In the next attempt I will {plan}, check the rows and then submit.",
@@ -238,7 +235,7 @@ class _SQLSession(Session):
             yield step
 
     def _slip(self, slip: Mistake, reflections: list[str], before: Mistake | None) -> Steps:
-        recovers = self.rng.random() < 0.4
+        recovers = self.rng.random() < RECOVERY_RATE
         if slip.mode == GUESS:
             wrong = Query(slip.sql, self.query.schema)
             seen = yield self._say(_GUESS, table=wrong.first_table), f"execute[{slip.sql}]"

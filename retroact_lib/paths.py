@@ -28,12 +28,14 @@ def project_dir() -> Path:
     )
 
 
-def results_dir(profile: str, env: str, root: str | Path | None = None) -> Path:
+def results_dir(profile: str, env: str) -> Path:
     """``results/<profile>/<env>``, what is committed: tables, figures, executed notebooks. Not created here.
 
-    ``root`` replaces ``project_dir()/"results"``. Raises ValueError for a name that is not a plain folder name.
+    The environment variable RETROACT_RESULTS replaces ``project_dir()/"results"``. Raises ValueError for a name that is
+    not a plain folder name.
     """
-    base = project_dir() / "results" if root is None else Path(root).expanduser()
+    override = os.environ.get("RETROACT_RESULTS")
+    base = Path(override).expanduser().absolute() if override else project_dir() / "results"
     return base / _plain("profile", profile) / _plain("environment", env)
 
 

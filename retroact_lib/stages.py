@@ -55,16 +55,35 @@ def _environment(name: str, official_data: str, describe: str, observation_chars
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     """The tasks of the study by use. `il` and `rl` are disjoint parts of the training split."""
     env, data = environment(config), config.data
-    train = env.tasks("train", data.il_tasks + data.rl_tasks, seed=config.seed)
+    train = _generated(config, "train", data.il_tasks + data.rl_tasks, config.seed)
     sets = {
         "il": train[: data.il_tasks],
         "rl": train[data.il_tasks :],
-        "validation": env.tasks("validation", data.validation_tasks),
+        "validation": _generated(config, "validation", data.validation_tasks),
+        "test": _generated(config, "test", data.test_tasks),
     }
     for split in env.splits:
-        if split not in ("train", "validation") and (split != "official" or data.official_data):
-            sets[split] = env.tasks(split, data.test_tasks if split == "test" else None)
+        if split not in ("train", *sets) and (split != "official" or data.official_data):
+            sets[split] = env.tasks(split)
     return sets
+
+
+def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> list[Task]:
+    """The first `count` tasks of a split that belong to the chosen families."""
+    tasks = environment(config).tasks(split, seed=seed)
+    if config.data.families != "all":
+        wanted = {name.strip() for name in config.data.families.split(",")}
+        unknown = wanted - {task.family for task in tasks}
+        if unknown:
+            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {_families(tasks)}.")
+        tasks = [task for task in tasks if task.family in wanted]
+    if len(tasks) < count:
+        raise ValueError(f"{count} {split} tasks were asked for; the chosen families have {len(tasks)}.")
+    return tasks[:count]
+
+
+def _families(tasks: Sequence[Task]) -> str:
+    return ", ".join(sorted({task.family for task in tasks}))
 
 
 def demonstrate(config: StudyConfig) -> Run:

@@ -67,7 +67,7 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             say(f"{item.name}: skipped, it ended well on {before['ended']} with the same source and parameters.")
             continue
         output.parent.mkdir(parents=True, exist_ok=True)
-        say(f"{item.name}: running, the notebook grows in {output.relative_to(paths.project_dir())}")
+        say(f"{item.name}: running, the notebook grows in {output}")
         started = _now()
         papermill.execute_notebook(
             str(source), str(output), parameters=item.parameters, cwd=str(source.parent), progress_bar=False,

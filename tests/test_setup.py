@@ -258,7 +258,8 @@ def test_folders_can_be_moved(tmp_path, monkeypatch):
     monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
     assert paths.cache_dir() == tmp_path / "cache"
     assert paths.runs_dir("smoke", "intercode_sql") == tmp_path / "runs" / "smoke" / "intercode_sql"
-    assert paths.results_dir("smoke", "e", root=tmp_path) == tmp_path / "smoke" / "e"
+    monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
+    assert paths.results_dir("smoke", "e") == tmp_path / "results" / "smoke" / "e"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", None])

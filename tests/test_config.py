@@ -1,0 +1,57 @@
+"""Settings: profiles resolve, names are unique, nonsense is refused in one sentence."""
+
+from dataclasses import fields
+
+import pytest
+
+from retroact_lib.config import PROFILES, STAGES, config_from_notebook, field_names, load_config
+
+
+def test_names_are_unique_and_every_field_has_a_docstring_or_a_speaking_name():
+    names = field_names()
+    assert len(names) == 3 + sum(len(fields(kind)) for kind in STAGES.values()) == len(set(names))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_resolve(profile):
+    config = load_config(profile, seed=3)
+    assert config.profile == profile and config.flat()["seed"] == 3
+    for name, value in PROFILES[profile].items():
+        assert config.flat()[name] == value
+
+
+def test_overrides_reach_their_stage_and_none_keeps_the_profile():
+    config = load_config("laptop", rl_lr=1, il_tasks=None)
+    assert config.rl.rl_lr == 1.0 and config.data.il_tasks == load_config("laptop").data.il_tasks
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"profile": "huge"}, "Unknown profile 'huge'; expected one of smoke"),
+        ({"rl_rl": 1}, "Unknown setting 'rl_rl'; expected one of"),
+        ({"il_tasks": "many"}, "il_tasks is 'many'; expected int"),
+        ({"il_tasks": 0}, "expected at least 1"),
+        ({"trials": 0}, "trials \\(K\\) is 0"),
+        ({"temperature": -1.0}, "expected 0 \\(greedy\\) or more"),
+        ({"objective": "reinforce"}, "expected one of"),
+        ({"roles": "critic"}, "expected one of"),
+        ({"eps": 1.5}, "clip range"),
+        ({"mistake_rate": 2.0}, "share in"),
+        ({"describe": "long"}, "mysql or compact"),
+        ({"device": "tpu"}, "expected one of"),
+        ({"quantize": 1}, "expected bool"),
+    ],
+)
+def test_nonsense_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(values.pop("profile", "smoke"), **values)
+
+
+def test_a_notebook_namespace_gives_its_parameters_and_refuses_others():
+    import math
+
+    seen = {"profile": "laptop", "seed": 2, "rl_lr": None, "_private": 1, "math": math, "In": [], "__name__": "x"}
+    assert config_from_notebook(seen).seed == 2
+    with pytest.raises(ValueError, match="Unknown setting 'lrr'"):
+        config_from_notebook({**seen, "lrr": 0.1})

@@ -1,0 +1,148 @@
+"""The whole chain on files: rollouts over the real databases, resume, damaged files. A tiny random model plays."""
+
+import json
+
+import pytest
+
+from retroact_lib import rollout, stages
+from retroact_lib.config import load_config
+from retroact_lib.policy import Policy
+from retroact_lib.runs import Run
+from retroact_lib.trajectories import read_trajectories
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
+    return load_config(
+        "smoke", checkpoint=str(tiny_checkpoint), compute_dtype="float32", il_tasks=4, rl_tasks=4, test_tasks=6,
+        max_steps=3, max_action_tokens=10, max_reflection_tokens=6, chunk=4, rows=3, lora_rank=2,
+    )  # fmt: skip
+
+
+def play(config, tasks, rows, order=1):
+    policy = Policy.load(config.policy, seed=0)
+    how = config.change(rows=rows, trials=2).rollout
+    episodes = [(task, 7) for task in tasks][::order]
+    return [t for _, t in sorted(rollout.rollouts(policy, stages.environment(config), episodes, how), key=lambda p: p[0])][::order]
+
+
+def essence(trajectories):
+    return [[(turn.ids, turn.action, turn.observation) for trial in t.trials for turn in trial.turns] for t in trajectories]
+
+
+def test_rollouts_do_not_depend_on_batch_size_or_order(config):
+    tasks = stages.task_sets(config)["test"]
+    alone = play(config, tasks, rows=1)
+    assert essence(alone) == essence(play(config, tasks, rows=8)) == essence(play(config, tasks, rows=3, order=-1))
+    assert all(len(t.trials) == 2 and len(t.reflections) == 1 for t in alone)
+    for trajectory in alone:
+        for turn in trajectory.trials[0].turns:
+            assert len(turn.ids) == len(turn.logps) > 0 and all(p <= 0 for p in turn.logps)
+
+
+def test_plain_retry_writes_no_reflection(config):
+    how = config.change(reflect=False, trials=2).rollout
+    policy, env = Policy.load(config.policy), stages.environment(config)
+    (_, trajectory), = rollout.rollouts(policy, env, [(stages.task_sets(config)["test"][0], 0)], how)
+    assert len(trajectory.trials) == 2 and not trajectory.reflections and not trajectory.trials[1].reflections
+
+
+def test_killed_rollouts_resume_to_the_same_file_and_finished_ones_return_at_once(config, monkeypatch):
+    tasks = stages.task_sets(config)["test"]
+    how = config.rollout
+    whole = (stages.roll_out(config, None, tasks, how).path / stages.TRAJECTORIES).read_bytes()
+
+    monkeypatch.setenv("RETROACT_RUNS", str(stages.paths.cache_dir() / "never") + "-unused")
+    killed = config.change(profile="gpu")  # another folder, the same settings
+    monkeypatch.setenv("RETROACT_RUNS", str(stages.paths.results_dir("x", "y").parent.parent.parent / "runs2"))
+    real, calls = stages.rollouts, []
+
+    def dying(policy, env, part, how):
+        calls.append(len(part))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(policy, env, part, how)
+
+    monkeypatch.setattr(stages, "rollouts", dying)
+    with pytest.raises(KeyboardInterrupt):
+        stages.roll_out(killed, None, tasks, how)
+    run = stages.roll_out(killed, None, tasks, how)
+    assert calls == [4, 2, 2], "the first chunk must not be played again"
+    assert (run.path / stages.TRAJECTORIES).read_bytes() == whole
+    monkeypatch.setattr(stages, "load_policy", lambda *_: pytest.fail("a finished stage loads no model"))
+    assert stages.roll_out(killed, None, tasks, how).finished
+
+
+def test_a_torn_line_is_played_again(config):
+    tasks = stages.task_sets(config)["test"]
+    run = stages.roll_out(config, None, tasks, config.rollout)
+    file = run.path / stages.TRAJECTORIES
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    stages.roll_out(config, None, tasks, config.rollout)
+    assert file.read_bytes() == whole
+
+
+def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
+    run = stages.train_sft(config)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and manifest["parameters"]["sft_lr"] == config.sft.sft_lr
+    assert {"git_commit", "git_dirty", "versions", "hardware", "started", "ended", "inputs"} <= manifest.keys()
+    assert manifest["parameters"]["checkpoint_digest"] and not (run.path / "state.pt").exists()
+    assert (run.path / stages.ADAPTER / "adapter_model.safetensors").exists()
+    assert stages.train_sft(config).manifest == manifest
+    assert stages.train_sft(config.change(sft_lr=1e-5)).key != run.key
+
+
+def test_ablation_arms_share_what_they_have_in_common(config):
+    keys = {}
+    for arm, changes in stages.ABLATIONS.items():
+        changed = config.change(**changes)
+        keys[arm] = stages.demonstrate(changed).key
+    assert len(set(keys.values())) == 1
+    with pytest.raises(ValueError, match="Unknown ablation 'no_planner'"):
+        stages.ablation_arms(config.change(ablations="no_planner"))
+
+
+def test_a_policy_that_earns_nothing_cannot_be_improved(config):
+    with pytest.raises(ValueError, match="No rollout earned a reward"):
+        stages.train_joint_rl(config)
+
+
+def test_a_damaged_checkpoint_names_the_file_and_what_to_do(tmp_path):
+    run = Run.open(tmp_path, "sft", {}, {})
+    run.save_state({"position": 1})
+    assert run.load_state() == {"position": 1}
+    (run.path / "state.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="state.pt is damaged .* delete it"):
+        run.load_state()
+    (run.path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="manifest.json is damaged .* delete it"):
+        Run.open(tmp_path, "sft", {}, {})
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path):
+    run = Run.open(tmp_path, "sft", {}, {})
+    run.log(update=1)
+    run.log(update=2)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"upd')
+    assert run.metrics() == [{"update": 1}, {"update": 2}]
+    run.keep_metrics(1)
+    run.log(update=2)
+    assert run.metrics() == [{"update": 1}, {"update": 2}]
+
+
+def test_unknown_environment_split_and_mode(config):
+    for call, message in (
+        (lambda: stages.environment(config.change(env="chess")), "Unknown environment 'chess'"),
+        (lambda: stages.evaluate(config, None, "base", "dev", "greedy"), "Unknown task set 'dev'"),
+        (lambda: stages.evaluate(config, None, "base", "test", "beam"), "Unknown evaluation mode 'beam'"),
+        (lambda: read_trajectories(config.policy.checkpoint + "/none.jsonl"), "none.jsonl"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            call()

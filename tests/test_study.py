@@ -1,0 +1,135 @@
+"""Notebooks, command line and README: what they promise exists and resolves."""
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from retroact_lib import __main__ as command_line
+from retroact_lib import paths, study
+from retroact_lib.config import field_names, load_config
+
+PROJECT = paths.project_dir()
+README = (PROJECT / "README.md").read_text()
+
+
+@pytest.fixture(params=study.NOTEBOOKS)
+def notebook(request):
+    return nbformat.read(PROJECT / "notebooks" / f"{request.param}.ipynb", as_version=4)
+
+
+def test_one_parameters_cell_whose_names_are_settings(notebook):
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    lines = cells[0].source.splitlines()
+    names = [re.fullmatch(r"(\w+) = .+  # .+", line)[1] for line in lines]
+    assert {"profile", "env", "seed"} <= set(names) <= set(field_names())
+
+
+def test_every_cell_was_executed_without_error_and_is_short(notebook):
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not [o for c in code for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert max(len(c.source.splitlines()) for c in code) <= 15
+    assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code), "functions belong in the library"
+
+
+def test_deterministic_outputs_are_checked(notebook):
+    checked = [c for c in notebook.cells if c.cell_type == "code" and c.outputs and "NBVAL_IGNORE" not in c.source]
+    assert checked
+
+
+def test_plan_runs_the_notebooks_in_order_and_the_figures_once():
+    names = [item.name for item in study.plan("smoke", "intercode_sql", [0, 1])]
+    assert names[:4] == ["01_data-seed0", "02_sft-seed0", "03_joint_rl-seed0", "04_ablations-seed0"]
+    assert names[4:] == [n.replace("seed0", "seed1") for n in names[:4]] + ["05_plots"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--profile huge", "Unknown profile 'huge'"),
+        ("--env chess", "Unknown environment 'chess'"),
+        ("--only 06_more", "Unknown notebook '06_more'"),
+        ("--set rl_lr", "expected NAME=VALUE"),
+        ("--set rl_rl=1", "Unknown setting 'rl_rl'"),
+        ("--set checkpoint=nonsense", "nonsense"),
+        ("--set official_data=/nowhere/ic.json", "/nowhere/ic.json"),
+    ],
+)
+def test_a_bad_command_is_one_sentence(arguments, message, capsys):
+    assert command_line.main(["reproduce", "--dry-run", *shlex.split(arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
+def test_dry_run_prints_a_plan_for_every_profile(profile, capsys):
+    assert command_line.main(["reproduce", "--dry-run", "--profile", profile]) == 0
+    plan = capsys.readouterr().out
+    assert "Memory" in plan and "GiB" in plan and "04_ablations-seed0" in plan
+    assert f"rl_lr = {load_config(profile).rl.rl_lr}" in plan
+
+
+def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
+    items = study.plan("smoke", "intercode_sql", [0], ["01_data"], {"checkpoint": tiny_checkpoint, "il_tasks": 8})
+    said = []
+    study.reproduce(items, said.append)
+    folder = paths.results_dir("smoke", "intercode_sql")
+    assert (folder / "tables" / "rows-seed0.csv").exists() and "done" in said[-1]
+    record = study._read_manifest(folder)["01_data-seed0"]
+    assert record["parameters"]["il_tasks"] == 8 and {"git_commit", "versions", "hardware", "ended"} <= record.keys()
+    study.reproduce(items, said.append)
+    assert "skipped" in said[-1]
+
+
+# -- README ---------------------------------------------------------------------------------------------------------
+
+
+def commands(word):
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(word)]
+
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), re.M))
+    used = {word for line in commands("make") for word in shlex.split(line)[1:] if "=" not in word}
+    assert {"reproduce", "test"} <= used <= targets
+
+
+def test_commands_in_the_readme_resolve(monkeypatch, capsys):
+    lines = commands("python -m retroact_lib ")
+    assert lines
+    for line in lines:
+        arguments = shlex.split(line)[3:]
+        if "dry-run" not in line:
+            arguments.append("--dry-run")
+        assert command_line.main(arguments) == 0, line
+
+
+def test_papermill_commands_in_the_readme_name_notebooks_and_settings():
+    for line in commands("papermill"):
+        words = shlex.split(line)
+        assert (PROJECT / words[1]).exists()
+        assert {words[i + 1] for i, w in enumerate(words) if w == "-p"} <= set(field_names())
+
+
+def test_paths_in_the_readme_exist():
+    linked = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert linked
+    tree = re.search(r"## File tree\n.*?```\n(.*?)```", README, re.S)[1]
+    folder, listed = [], []
+    for line in tree.splitlines():
+        found = re.match(r"( *)([\w./{},*-]+)", line)
+        depth = len(found[1]) // 2
+        folder[depth:] = [found[2].rstrip("/")]
+        listed.append("/".join(folder))
+    missing = [p for p in linked + listed if not list(PROJECT.glob(p))]
+    assert not missing
+    modules = {str(p.relative_to(PROJECT)) for p in (PROJECT / "retroact_lib").rglob("*.py") if p.stat().st_size}
+    assert modules <= set(listed), "a module is missing from the file tree"
