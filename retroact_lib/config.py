@@ -29,7 +29,9 @@ class DataConfig:
     """An observation longer than this is cut."""
     families: str = "all"
     """Kinds of generated questions: ``all``, or names joined by commas (the real questions are not filtered)."""
-    il_tasks: int = 200
+    max_columns: int = 0
+    """InterCode-SQL: leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
+    il_tasks: int = 160
     """Training tasks that the expert demonstrates."""
     rl_tasks: int = 192
     """Other training tasks, for the policy's own rollouts."""
@@ -83,16 +85,16 @@ class PolicyConfig:
 class RolloutConfig:
     """How the policy plays episodes."""
 
-    trials: int = 3
-    """K: attempts at a task; a success ends them."""
+    trials: int = 2
+    """K of the training rollouts: attempts at a task; a success ends them."""
     reflect: bool = True
     """False is plain retry: the same prompt again, no reflector."""
     temperature: float = 1.0
-    """Of planner and reflector; 0 is greedy."""
+    """Of planner and reflector in the training rollouts; 0 is greedy."""
     max_steps: int = 8
     """Actions in a trial."""
-    max_malformed: int = 2
-    """A trial ends after this many steps in a row without an action."""
+    max_repeats: int = 2
+    """A trial ends when the same action (or none at all) comes this many times in a row."""
     max_action_tokens: int = 96
     """Tokens of one thought and action."""
     max_reflection_tokens: int = 64
@@ -106,7 +108,7 @@ class RolloutConfig:
     def __post_init__(self):
         _require(self.trials >= 1, f"trials (K) is {self.trials}; expected at least 1.")
         _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
-        for name in ("max_steps", "max_malformed", "max_action_tokens", "max_reflection_tokens", "rows", "chunk"):
+        for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "rows", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
 
 
@@ -115,7 +117,7 @@ class SFTConfig:
     """Stage 1, imitation learning (notebook 02)."""
 
     sft_epochs: int = 2
-    sft_lr: float = 5e-4
+    sft_lr: float = 1e-3
     """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
     sft_batch: int = 4
     """Examples per update."""
@@ -143,12 +145,12 @@ class RLConfig:
 
     rounds: int = 1
     """1 is the paper's single off-policy batch; more roll out the latest policy again and go on."""
-    rl_trials: int = 2
-    """K of the training rollouts."""
     rl_samples: int = 1
     """Rollouts per training task."""
     rl_epochs: int = 1
     """Passes over the rewarded examples of a round."""
+    max_updates: int = 0
+    """Stop a round after this many updates; 0 is no limit."""
     rl_lr: float = 2e-4
     rl_batch: int = 4
     """Policy-gradient examples per update."""
@@ -179,9 +181,12 @@ class RLConfig:
         _require(self.objective in known, f"objective is {self.objective!r}; expected one of {known}.")
         known = ("both", "planner", "reflector")
         _require(self.roles in known, f"roles is {self.roles!r}; expected one of {known}.")
-        for name in ("rounds", "rl_trials", "rl_samples", "rl_epochs", "rl_batch"):
+        for name in ("rounds", "rl_samples", "rl_epochs", "rl_batch"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
-        _require(self.il_batch >= 0, f"il_batch is {self.il_batch}; expected 0 or more.")
+        for name in ("il_batch", "il_weight", "pg_weight", "max_updates"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more.")
+        learns = self.pg_weight > 0 or (self.il_weight > 0 and self.il_batch > 0)
+        _require(learns, "pg_weight and il_weight (or il_batch) are both 0; expected something to learn from.")
         _require(0 < self.eps < 1, f"eps is {self.eps}; expected a clip range in (0, 1).")
         _require(self.reflector_c > 0, f"reflector_c is {self.reflector_c}; expected more than 0.")
 
@@ -241,13 +246,15 @@ STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_fa
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
-        describe="compact", families="count,count_filter,filter,superlative", il_tasks=12, rl_tasks=8, test_tasks=6, validation_tasks=6, sft_epochs=1, eval_trials=2,
-        max_steps=6, rl_batch=2, il_batch=2, bootstrap=1_000, ablations="no_il,plain_retry",
+        describe="compact", families="count,count_filter", il_tasks=24, rl_tasks=12, test_tasks=6, validation_tasks=6,
+        sft_epochs=2, sft_lr=1e-3, sft_warmup=3, eval_trials=2, max_steps=6, rl_batch=2, il_batch=2,
+        bootstrap=1_000, ablations="no_il,plain_retry",
     ),
     # `make reproduce`: two cores, no GPU.
     "laptop": dict(
         describe="compact",
-        families="count,count_filter,aggregate,filter,superlative,distinct,group_count,join_filter",
+        families="count,count_filter,aggregate,filter,superlative,distinct",
+        max_columns=2,
     ),
     # One CUDA card.
     "gpu": dict(
@@ -258,9 +265,9 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": dict(
         checkpoint="meta-llama/Llama-2-7b-chat-hf", lora_rank=8, lora_alpha=16, lora_dropout=0.05,
         lora_targets="q_proj,v_proj", sft_lr=1e-4, sft_epochs=5, rl_lr=1e-4, rl_epochs=3, rl_warmup=100,
-        max_tokens=2048, max_steps=10, rl_trials=10, eval_trials=10, eval_temperature=0.0, test_tasks=100,
-        il_tasks=400, rl_tasks=400, gradient_checkpointing=True, negative_rewards=True, rows=64, batch_tokens=8192,
-        max_context=4096,
+        max_tokens=2048, max_steps=10, trials=10, eval_trials=10, eval_temperature=0.0, test_tasks=100,
+        il_tasks=400, rl_tasks=400, gradient_checkpointing=True, negative_rewards=True, rows=16, batch_tokens=8192,
+        max_context=4096, max_repeats=10,
     ),
 }
 

@@ -150,8 +150,7 @@ def _advance(policy: Policy, rows: list[_Row], steps: int) -> None:
         ).last_hidden_state
         live = [b for b, row in enumerate(rows) if not row.done]
         last = torch.tensor([len(rows[b].pending) - 1 for b in live])
-        logits_NV = policy.head(hidden_BWD[live, last]).float()
-        logp_NV = torch.log_softmax(logits_NV, dim=-1).cpu()
+        logp_NV = torch.log_softmax(policy.logits(hidden_BWD[live, last]), dim=-1).cpu()
         for n, b in enumerate(live):
             _write(policy, rows[b], logp_NV[n])
         if 2 * sum(not r.done for r in rows) <= len(rows):

@@ -70,13 +70,13 @@ def summarise(table: pd.DataFrame, by: Iterable[str] = ("arm", "split", "mode", 
 
 
 def compare(table: pd.DataFrame, arm: str, other: str, column: str = "success", resamples: int = 10_000):
-    """Paired difference `arm` - `other` per split, mode and trial, over the tasks that both attempted."""
+    """Paired difference `arm` - `other` per split, mode and trial, over the tasks and seeds that both attempted."""
     rows = []
     for (split, mode, trial), group in table.groupby(["split", "mode", "trial"], sort=False):
-        task = group.groupby(["arm", "task"])[column].mean()
-        if arm not in task.index.get_level_values(0) or other not in task.index.get_level_values(0):
+        both = group.pivot_table(index=["task", "seed"], columns="arm", values=column)
+        if not {arm, other} <= set(both.columns):
             continue
-        difference = (task[arm] - task[other]).dropna()
+        difference = (both[arm] - both[other]).dropna().groupby("task").mean()
         mean, low, high = bootstrap_interval(difference, resamples)
         rows.append(
             dict(arm=arm, other=other, split=split, mode=mode, trial=trial, n=len(difference), difference=mean,

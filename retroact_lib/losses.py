@@ -57,21 +57,18 @@ def ratio(logp_BT: torch.Tensor, behaviour_logp_BT: torch.Tensor, mask_BT: torch
 
 
 @torch.no_grad()
-def ratio_metrics(
-    logp_BT: torch.Tensor, behaviour_logp_BT: torch.Tensor, mask_BT: torch.Tensor, eps: float
-) -> dict[str, float]:
-    """What the log says of the importance ratios of all agent tokens.
+def ratio_metrics(logratio_N: torch.Tensor, eps: float) -> dict[str, float]:
+    """What the log says of the importance ratios of an update; `logratio_N` is log rho of its N agent tokens.
 
     `ratio_mean`, `ratio_max`; `clip_fraction`: share outside [1 - eps, 1 + eps]; `ess`: effective sample size
-    (sum rho)^2 / (n sum rho^2) in (0, 1]; `kl`: estimate of KL(pi_old || pi_theta) per token, mean of
+    (sum rho)^2 / (N sum rho^2) in (0, 1]; `kl`: estimate of KL(pi_old || pi_theta) per token, mean of
     rho - 1 - log rho (Schulman 2020, "k3").
     """
-    logratio_N = (logp_BT - behaviour_logp_BT)[mask_BT.bool()]
-    rho_N = logratio_N.exp()
+    rho_N = logratio_N.double().exp()
     return {
         "ratio_mean": float(rho_N.mean()),
         "ratio_max": float(rho_N.max()),
-        "clip_fraction": float(((rho_N - 1).abs() > eps).float().mean()),
+        "clip_fraction": float(((rho_N - 1).abs() > eps).double().mean()),
         "ess": float(rho_N.sum() ** 2 / (len(rho_N) * (rho_N**2).sum())),
         "kl": float((rho_N - 1 - logratio_N).mean()),
     }

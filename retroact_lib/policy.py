@@ -18,7 +18,9 @@ import torch
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces at import a kernel that is not needed
 from bitsandbytes.nn import Linear4bit  # noqa: E402
+from jinja2 import TemplateError  # noqa: E402
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -92,7 +94,7 @@ class Policy:
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        targets = config.lora_targets if config.lora_targets == "all-linear" else config.lora_targets.split(",")
+        targets = config.lora_targets if config.lora_targets == "all-linear" else [name.strip() for name in config.lora_targets.split(",")]
         lora = LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
@@ -121,7 +123,11 @@ class Policy:
         """The chat prompt (system: `instruction`, user: `message`), and `cue`, the first words of the answer."""
         if self.tokenizer.chat_template:
             chat = [{"role": "system", "content": instruction}, {"role": "user", "content": message}]
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            except TemplateError:  # some templates know no system role
+                chat = [{"role": "user", "content": f"{instruction}\n\n{message}"}]
+                text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         else:
             text = f"{self.tokenizer.bos_token or ''}{instruction}\n\n{message}\n"
         return self.encode(text + cue)
@@ -181,7 +187,11 @@ class Policy:
             file = place / "adapter_model.safetensors"
             if not file.exists():
                 raise ValueError(f"No adapter at {place}: expected the file adapter_model.safetensors there.")
-            result = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
+            try:
+                weights = load_file(file)
+            except SafetensorError as error:
+                raise ValueError(f"{file} is damaged ({error}); delete its run to have it trained again.") from error
+            result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
             if result.unexpected_keys:
                 raise ValueError(f"The adapter at {place} does not fit: {len(result.unexpected_keys)} unknown weights.")
 
@@ -197,18 +207,27 @@ class Policy:
         self.select(self.adapter(role))
         hidden_BTD = self.body(input_ids=ids_BT, attention_mask=real_BT, use_cache=False).last_hidden_state
         wanted_BT = mask_BT[:, 1:].bool()
-        logits_NV = self.head(hidden_BTD[:, :-1][wanted_BT]).float()
+        logits_NV = self.logits(hidden_BTD[:, :-1][wanted_BT])
         logp_N = -F.cross_entropy(logits_NV, ids_BT[:, 1:][wanted_BT], reduction="none")
         logp_BT = torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device)
         logp_BT[:, 1:][wanted_BT] = logp_N
         return logp_BT
 
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Hidden states [N, D] on the vocabulary [N, V], computed in float32 whatever the model's data type."""
+        bias = None if self.head.bias is None else self.head.bias.float()
+        return F.linear(hidden_ND.float(), self.head.weight.float(), bias)
+
     # -- the two forms of the frozen weights --------------------------------------------------------------------
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """Inside, dropout is on; outside, off."""
+    def training(self, dropout: bool) -> Iterator[None]:
+        """Inside, the model is in training mode (gradient checkpointing acts), with its dropout or without."""
         self.model.train()
+        if not dropout:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.eval()
         try:
             yield
         finally:

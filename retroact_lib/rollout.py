@@ -53,7 +53,7 @@ def _attempt(
     episode = env.start(task)
     try:
         turns: list[Turn] = []
-        malformed = 0
+        repeats = 0
         read = planner_prompt_ids(policy, env, task.question, memory)
         for step in range(1, config.max_steps + 1):
             reply = yield Request(
@@ -67,10 +67,10 @@ def _attempt(
             )
             _, action = prompts.parse_agent_text(reply.text)
             answer = episode.step(action)
+            repeats = repeats + 1 if step > 1 and action == turns[-1].action else 1
             turns.append(Turn(reply.text, action, answer.observation, reply.ids, reply.logps))
-            malformed = malformed + 1 if not action else 0
             read = policy.encode(prompts.environment_text(step, answer.observation))
-            if answer.done or malformed == config.max_malformed or reply.context + len(read) + config.max_action_tokens > config.max_context:
+            if answer.done or repeats == config.max_repeats or reply.context + len(read) + config.max_action_tokens > config.max_context:
                 break
         reward = episode.reward()
         return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, reward, reward >= env.success_reward)

@@ -12,10 +12,12 @@ setting finds its finished work, and a killed run goes on where its last whole f
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -52,6 +54,13 @@ class Run:
     @property
     def key(self) -> str:
         return self.manifest["key"]
+
+    def file(self, name: str) -> Path:
+        """A file or folder that the finished stage left. Raises ValueError when it has gone."""
+        path = self.path / name
+        if not path.exists():
+            raise ValueError(f"{path} is missing from a finished run; delete {self.path} to have it made again.")
+        return path
 
     @property
     def finished(self) -> bool:
@@ -115,7 +124,7 @@ def provenance() -> dict[str, Any]:
             versions[package] = None
     return {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": _git_dirty(),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {
             "cpu": _cpu_name(),
@@ -127,12 +136,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def peak_memory_gib() -> float:
-    """Peak memory in GiB: of the card where one is used, else of this process (resident set)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
+def code_digest(*modules: str) -> str:
+    """SHA-256 over the code of modules of the library; a folder's name (``envs``, or empty for the top) stands for its modules.
 
+    Comments and docstrings do not count: only what could change a result makes a finished run stale.
+    """
+    folder = Path(__file__).parent
+    files = [f for m in modules for f in (sorted((folder / m).glob("*.py")) or [folder / f"{m}.py"])]
+    trees = []
+    for file in files:
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        trees.append(ast.dump(tree))
+    return digest_of(trees)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: of the card for a CUDA device, else of this process (resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -184,6 +209,12 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _git_dirty() -> bool | None:
+    """Whether anything but the results (which a study writes as it goes) differs from the commit."""
+    changed = _git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
+    return None if changed is None else bool(changed)
 
 
 def _cpu_name() -> str:

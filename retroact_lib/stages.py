@@ -22,11 +22,19 @@ from retroact_lib.experts import expert_trajectories
 from retroact_lib.policy import Policy
 from retroact_lib.progress import bar
 from retroact_lib.rollout import draw_seed, rollouts
-from retroact_lib.runs import Run, digest_of, replace_folder, write_text
+from retroact_lib.runs import Run, code_digest, digest_of, replace_folder, write_text
 from retroact_lib.trajectories import Trajectory, append_trajectories, read_trajectories, write_trajectories
 
 TRAJECTORIES = "trajectories.jsonl"
 ADAPTER = "adapter"
+
+CODE = {
+    "expert": ("envs", "prompts", "trajectories", "sql_mistakes", "experts"),
+    "sft": ("prompts", "policy", "examples", "losses", "training"),
+    "rollouts": ("envs", "prompts", "policy", "decoding", "rollout"),
+    "rl": ("prompts", "policy", "examples", "losses", "training"),
+}
+"""Stage -> the modules that make its result; a change of their code makes finished runs stale."""
 
 ABLATIONS: dict[str, dict] = {
     "no_il": {"il_weight": 0.0},
@@ -69,7 +77,7 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
 
 
 def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> list[Task]:
-    """The first `count` tasks of a split that belong to the chosen families."""
+    """The first `count` tasks of a split that are of the chosen kinds."""
     tasks = environment(config).tasks(split, seed=seed)
     if config.data.families != "all":
         wanted = {name.strip() for name in config.data.families.split(",")}
@@ -77,8 +85,10 @@ def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> li
         if unknown:
             raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {_families(tasks)}.")
         tasks = [task for task in tasks if task.family in wanted]
+    if config.data.max_columns:
+        tasks = [task for task in tasks if len(task.meta["columns"]) <= config.data.max_columns]
     if len(tasks) < count:
-        raise ValueError(f"{count} {split} tasks were asked for; the chosen families have {len(tasks)}.")
+        raise ValueError(f"{count} {split} tasks were asked for; the chosen kinds have {len(tasks)}.")
     return tasks[:count]
 
 
@@ -93,7 +103,6 @@ def demonstrate(config: StudyConfig) -> Run:
         "expert_trials": config.data.expert_trials,
         "mistake_rate": config.data.mistake_rate,
         "max_steps": config.rollout.max_steps,
-        **_shared(config),
     }
     run = _open(config, "expert", parameters, {"tasks": tasks_digest(tasks)})
     if not run.finished:
@@ -109,7 +118,7 @@ def demonstrate(config: StudyConfig) -> Run:
 def train_sft(config: StudyConfig) -> Run:
     """Stage 1 (notebook 02): expert trajectories to the adapter of the imitation policy."""
     expert = demonstrate(config)
-    run = _open(config, "sft", {**asdict(config.sft), **_shared(config), **_policy(config)}, {"expert": expert.key})
+    run = _open(config, "sft", {**asdict(config.sft), **_policy(config)}, {"expert": expert.key})
     if not run.finished:
         policy = Policy.load(config.policy, seed=config.seed)
         rows = imitation_rows(config, policy)
@@ -120,7 +129,7 @@ def train_sft(config: StudyConfig) -> Run:
 
 def imitation_rows(config: StudyConfig, policy: Policy) -> list[examples.Example]:
     """D_IL as token examples."""
-    trajectories = read_trajectories(demonstrate(config).path / TRAJECTORIES)
+    trajectories = read_trajectories(demonstrate(config).file(TRAJECTORIES))
     return examples.imitation_examples(policy, environment(config), trajectories, config.sft.mask_observations)
 
 
@@ -131,60 +140,73 @@ def roll_out(
 
     Saved chunk by chunk; a chunk is the unit of resuming, because float noise depends on who is decoded together.
     """
-    parameters = {**asdict(how), "samples": samples, "draws": seed, **_shared(config), **_policy(config)}
+    parameters = {**asdict(how), "samples": samples, "draws": seed, **_policy(config)}
     inputs = {"tasks": tasks_digest(tasks), "policy": start.key if start else "base"}
     run = _open(config, "rollouts", parameters, inputs)
     if run.finished:
         return run
     file = run.path / TRAJECTORIES
-    done = len(read_trajectories(file, recover=True)) // how.chunk * how.chunk if file.exists() else 0
-    write_trajectories(file, read_trajectories(file)[:done] if file.exists() else [])
-    policy, env = load_policy(config, start), environment(config)
     episodes = [(task, draw_seed(seed, sample)) for sample in range(samples) for task in tasks]
+    saved = read_trajectories(file, recover=True) if file.exists() else []
+    if [t.task_id for t in saved] != [task.id for task, _ in episodes[: len(saved)]]:
+        raise ValueError(f"{file} does not hold the episodes that were planned; delete {run.path} to play them again.")
+    done = len(saved) // how.chunk * how.chunk
+    write_trajectories(file, saved[:done])
+    policy, env = load_policy(config, start), environment(config)
     with bar("Rollouts", "episode", len(episodes), done) as shown:
         for begin in range(done, len(episodes), how.chunk):
             part = episodes[begin : begin + how.chunk]
-            played: list[Trajectory | None] = [None] * len(part)
+            played: dict[int, Trajectory] = {}
             for position, trajectory in rollouts(policy, env, part, how):
                 played[position] = trajectory
                 shown.update()
-            append_trajectories(file, played)
+            append_trajectories(file, [played[position] for position in range(len(part))])
     run.finish(episodes=len(episodes))
     return run
 
 
-def train_joint_rl(config: StudyConfig) -> Run:
-    """Stage 2 (notebook 03): from the imitation policy, `rounds` times roll out, score, and train."""
-    start = train_sft(config)
+def train_joint_rl(config: StudyConfig) -> list[Run]:
+    """Stage 2 (notebook 03): from the imitation policy, `rounds` times roll out, score, and train. One run a round."""
+    runs = [train_sft(config)]
     for number in range(config.rl.rounds):
-        start = _rl_round(config, start, number)
-    return start
+        runs.append(_rl_round(config, runs[-1], number))
+    return runs[1:]
 
 
 def training_rollouts(config: StudyConfig, start: Run, number: int = 0) -> Run:
     """The off-policy batch of one round: the policy of `start` on the `rl` tasks."""
-    how = replace(config.rollout, trials=config.rl.rl_trials, temperature=1.0)
-    return roll_out(config, start, task_sets(config)["rl"], how, config.rl.rl_samples, config.seed + 1000 * number)
+    draws = draw_seed("training", config.seed, number)
+    return roll_out(config, start, task_sets(config)["rl"], config.rollout, config.rl.rl_samples, draws)
 
 
 def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
     rolled = training_rollouts(config, start, number)
-    parameters = {**asdict(config.rl), **asdict(config.sft), **_shared(config), **_policy(config), "round": number}
+    parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
     run = _open(config, "rl", parameters, {"start": start.key, "rollouts": rolled.key})
     if not run.finished:
         policy = load_policy(config, start)
-        trajectories = read_trajectories(rolled.path / TRAJECTORIES)
+        trajectories = read_trajectories(rolled.file(TRAJECTORIES))
         rows = examples.rewarded_examples(
             policy, environment(config), trajectories, config.rl, config.sft.mask_observations
         )
-        if not rows:
-            raise ValueError("No rollout earned a reward: train the imitation policy longer, or roll out more tasks.")
         rows = [row for row in rows if len(row.ids) <= config.sft.max_tokens]
+        if not rows:
+            raise ValueError(
+                f"No rollout left a rewarded example (roles: {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
+                "train the imitation policy longer, or roll out more tasks."
+            )
         rows = training.score(policy, rows, config.sft.batch_tokens)
         demonstrations = imitation_rows(config, policy)
         training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
         _finish_training(run, policy, examples=len(rows), planner=sum(r.role == "planner" for r in rows))
     return run
+
+
+def training_metrics(runs: Sequence[Run]) -> pd.DataFrame:
+    """metrics.jsonl of one or more training runs, updates counted through, with a column `round`."""
+    parts = [pd.DataFrame(run.metrics()).assign(round=number) for number, run in enumerate(runs)]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(update=range(1, len(table) + 1))
 
 
 def evaluate(config: StudyConfig, start: Run | None, arm: str, split: str, mode: str) -> pd.DataFrame:
@@ -212,14 +234,15 @@ def evaluation_trajectories(config: StudyConfig, start: Run | None, split: str, 
     if split not in tasks:
         raise ValueError(f"Unknown task set {split!r}; expected one of {', '.join(tasks)}.")
     run = roll_out(config, start, tasks[split], modes[mode], seed=config.seed)
-    return read_trajectories(run.path / TRAJECTORIES)
+    return read_trajectories(run.file(TRAJECTORIES))
 
 
 def evaluate_arm(
-    config: StudyConfig, start: Run | None, arm: str, splits: Sequence[str] = ("test", "real"),
+    config: StudyConfig, start: Run | None, arm: str, splits: Sequence[str] = (),
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
-    """`evaluate` for every split and mode, as one table."""
+    """`evaluate` for every split and mode, as one table; without `splits`, all but the training and validation tasks."""
+    splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "validation")]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
 
@@ -234,10 +257,15 @@ def ablation_arms(config: StudyConfig) -> list[str]:
 
 
 def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
-    """Train an arm as the full method but for its changes, and evaluate it on the test split."""
+    """Train an arm as the full method but for its changes, evaluate it on the test split, save and return its table."""
     changed = config.change(**ABLATIONS[arm])
+    if arm == "continued_sft":
+        taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
+        changed = changed.change(max_updates=taken)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    return evaluate_arm(changed, train_joint_rl(changed), arm, splits=("test",), modes=modes)
+    table = evaluate_arm(changed, train_joint_rl(changed)[-1], arm, splits=("test",), modes=modes)
+    save_table(config, table, f"outcomes-04-{arm}")
+    return table
 
 
 def save_table(config: StudyConfig, table: pd.DataFrame, name: str) -> None:
@@ -247,11 +275,12 @@ def save_table(config: StudyConfig, table: pd.DataFrame, name: str) -> None:
     write_text(folder / f"{name}-seed{config.seed}.csv", table.to_csv(index=False))
 
 
-def read_tables(config: StudyConfig, name: str) -> pd.DataFrame:
-    """The tables `save_table` wrote under this name, all seeds. Raises ValueError when there is none."""
-    files = sorted((paths.results_dir(config.profile, config.env) / "tables").glob(f"{name}-seed*.csv"))
+def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:
+    """The tables whose names match, of all seeds, as one. Raises ValueError when there is none."""
+    folder = paths.results_dir(config.profile, config.env) / "tables"
+    files = sorted(folder.glob(f"{pattern}-seed*.csv"))
     if not files:
-        raise ValueError(f"No table {name} of profile {config.profile} for {config.env}: run the notebooks before first.")
+        raise ValueError(f"{folder} holds no table {pattern}: run the notebooks before this one first.")
     return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
 
 
@@ -259,8 +288,13 @@ def load_policy(config: StudyConfig, start: Run | None) -> Policy:
     """The policy that `start` trained; with None the base model under fresh, still idle adapters."""
     policy = Policy.load(config.policy, seed=config.seed)
     if start is not None:
-        policy.load_adapters(start.path / ADAPTER)
+        policy.load_adapters(start.file(ADAPTER))
     return policy
+
+
+def _policy(config: StudyConfig) -> dict:
+    found = checkpoints.resolve(config.policy.checkpoint)
+    return {**asdict(config.policy), "checkpoint_digest": found.digest}
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
@@ -269,23 +303,15 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
 
 
 def _open(config: StudyConfig, stage: str, parameters: dict, inputs: dict) -> Run:
-    return Run.open(paths.runs_dir(config.profile, config.env), stage, parameters, inputs)
-
-
-def _shared(config: StudyConfig) -> dict:
-    """What every stage's key holds."""
-    data = config.data
-    return {
+    """The stage's run; its key also holds the environment, the seed, and the code that makes the result."""
+    shared = {
         "env": config.env,
         "seed": config.seed,
-        "describe": data.describe,
-        "observation_chars": data.observation_chars,
+        "describe": config.data.describe,
+        "observation_chars": config.data.observation_chars,
+        "code": code_digest(*CODE[stage]),
     }
-
-
-def _policy(config: StudyConfig) -> dict:
-    found = checkpoints.resolve(config.policy.checkpoint)
-    return {**asdict(config.policy), "checkpoint_digest": found.digest}
+    return Run.open(paths.runs_dir(config.profile, config.env), stage, {**shared, **parameters}, inputs)
 
 
 def _finish_training(run: Run, policy: Policy, **summary: int) -> None:

@@ -15,6 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retroact_lib import checkpoints, paths, runs, stages
 from retroact_lib.config import StudyConfig, load_config
 
@@ -43,9 +45,13 @@ def plan(
         raise ValueError(f"Unknown notebook {sorted(unknown)[0]!r}; expected one of {', '.join(NOTEBOOKS)}.")
     if not seeds:
         raise ValueError("No seed was given; expected at least one.")
-    stages.environment(load_config(profile, env=env, **(overrides or {})))
+    common = {"env": env, **(overrides or {})}
+    for name in ("checkpoint", "official_data"):  # notebooks run in another folder than the caller's
+        if name in common and Path(common[name]).exists():
+            common[name] = str(Path(common[name]).resolve())
+    stages.environment(load_config(profile, **common))
+    common = {"profile": profile, **common}
     chosen = [n for n in NOTEBOOKS if not only or n in only]
-    common = {"profile": profile, "env": env, **(overrides or {})}
     items = [Item(n, seed, {**common, "seed": seed}) for seed in seeds for n in chosen if n != "05_plots"]
     if "05_plots" in chosen:
         items.append(Item("05_plots", seeds[0], {**common, "seed": seeds[0]}))
@@ -60,12 +66,18 @@ def reproduce(items: Sequence[Item], say=print) -> None:
         folder = paths.results_dir(item.parameters["profile"], item.parameters["env"])
         source = paths.project_dir() / "notebooks" / f"{item.notebook}.ipynb"
         output = folder / "notebooks" / f"{item.name}.ipynb"
-        wanted = {"source": _source_digest(source), "parameters": item.parameters}
-        manifest = _read_manifest(folder)
-        before = manifest.get(item.name)
-        if before and output.exists() and {k: before[k] for k in wanted} == wanted and item.notebook != "05_plots":
-            say(f"{item.name}: skipped, it ended well on {before['ended']} with the same source and parameters.")
+        record = paths.runs_dir(item.parameters["profile"], item.parameters["env"]) / f"{item.name}.json"
+        wanted = {
+            "source": _source_digest(source),
+            "parameters": item.parameters,
+            "settings": _config(item).flat(),
+            "code": runs.code_digest("", "envs"),
+        }
+        before = runs.read_json(record) if record.exists() else {}
+        if output.exists() and {k: before.get(k) for k in wanted} == wanted and item.notebook != "05_plots":
+            say(f"{item.name}: skipped, it ended well on {before['ended']}, and neither code nor settings changed since.")
             continue
+        provenance = runs.provenance()
         output.parent.mkdir(parents=True, exist_ok=True)
         say(f"{item.name}: running, the notebook grows in {output}")
         started = _now()
@@ -74,16 +86,17 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             kernel_name="python3",
         )  # fmt: skip
         _quiet(output)
-        manifest = _read_manifest(folder)
-        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **runs.provenance()}
+        manifest = runs.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance}
         runs.write_json(folder / "manifest.json", manifest)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(record, manifest[item.name])
         say(f"{item.name}: done, {_minutes(started, manifest[item.name]['ended'])}.")
 
 
 def describe(items: Sequence[Item]) -> str:
     """The plan as text: every resolved parameter once, the checkpoint, the tasks, and the memory it should take."""
-    first = items[0].parameters
-    config = load_config(first["profile"], **{k: v for k, v in first.items() if k != "profile"})
+    config = _config(items[0])
     lines = [f"Profile {config.profile}, environment {config.env}"]
     lines += [f"  {name} = {value!r}" for name, value in config.flat().items() if name not in ("profile", "env", "seed")]
     lines.append("Inputs")
@@ -97,11 +110,11 @@ def describe(items: Sequence[Item]) -> str:
 
 
 def estimated_memory_gib(config: StudyConfig) -> str:
-    """Memory of training in words.
+    """Memory in words: the larger of training and rollouts.
 
     4-bit weights take 0.55 bytes each, embeddings 4 (CPU) or 2; adapters with their AdamW state 16 bytes a weight;
     activations about 34 values per hidden unit, layer and token of a pass (Korthikanti et al. 2022, without the
-    attention matrix), 2 when they are recomputed.
+    attention matrix), 2 when they are recomputed. A rollout holds keys and values of every row twice.
     """
     from transformers import AutoConfig
 
@@ -118,15 +131,19 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     linear = layers * (2 * hidden**2 * (1 + heads) + 3 * hidden * mlp)
     embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
     lora = layers * config.policy.lora_rank * (2 * hidden * (3 + heads) + 3 * (hidden + mlp))
-    per_value = 4 if config.policy.device == "cpu" else 2
+    per_value = 2 if config.policy.device != "cpu" and torch.cuda.is_available() else 4
     activations = (2 if config.policy.gradient_checkpointing else 34) * hidden * layers * config.sft.batch_tokens
-    weights = 0.55 * linear + 4 * embeddings + 16 * lora
-    return f"{(weights + per_value * activations) / 2**30:.1f} GiB beside Python and its libraries (about 1 GiB)"
+    weights = 0.55 * linear + per_value * embeddings + 16 * lora
+    cache = 2 * config.rollout.rows * config.rollout.max_context * layers * 2 * heads * hidden
+    training, rollouts = weights + per_value * activations, weights + per_value * cache
+    return (
+        f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB, "
+        "beside Python and its libraries (about 1 GiB)"
+    )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
-    return runs.read_json(file) if file.exists() else {}
+def _config(item: Item) -> StudyConfig:
+    return load_config(**item.parameters)
 
 
 def _source_digest(notebook: Path) -> str:

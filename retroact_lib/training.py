@@ -9,9 +9,10 @@ Logged with every update: `loss`, `il_loss`, `pg_loss`, `lr`, `grad_norm` (befor
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,7 +35,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     trainer = Trainer(policy, run, config, config.sft_lr, config.sft_warmup, updates, seed)
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
         rows = [examples[i] for i in plan[update]]
-        trainer.update([("il", rows, _il_term)])
+        trainer.update([Term(rows, _il_term)])
 
 
 def joint_rl(
@@ -45,7 +46,6 @@ def joint_rl(
     sft_config: SFTConfig,
     run: Run,
     seed: int,
-    max_updates: int | None = None,
 ) -> None:
     """Stage 2: L = L_PG + lambda L_IL on a fixed off-policy batch. Trains `policy` in place.
 
@@ -56,33 +56,39 @@ def joint_rl(
     if any(example.behaviour_logp is None for example in pg_examples):
         raise ValueError("A policy-gradient example has no behaviour log-probs; call score() first.")
     objective = losses.OBJECTIVES[config.objective]
+    logratios: list[torch.Tensor] = []
 
     def pg_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         loss = objective(logp_BT, batch.behaviour_logp_BT, batch.reward_B, batch.mask_BT, config.eps)
-        metrics = losses.ratio_metrics(logp_BT, batch.behaviour_logp_BT, batch.mask_BT, config.eps)
-        return config.pg_weight * loss, {"pg_loss": float(loss.detach()), "reward": float(batch.reward_B.mean()), **metrics}
+        logratios.append((logp_BT.detach() - batch.behaviour_logp_BT)[batch.mask_BT.bool()])
+        return config.pg_weight * loss, {"pg_loss": float(loss.detach()), "reward": float(batch.reward_B.mean())}
 
     def il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         loss, metrics = _il_term(logp_BT, batch)
         return config.il_weight * loss, metrics
 
+    def ratios() -> dict[str, float]:
+        seen = losses.ratio_metrics(torch.cat(logratios), config.eps) if logratios else {}
+        logratios.clear()
+        return seen
+
     use_il = config.il_weight != 0 and config.il_batch > 0
     il_examples = _usable(il_examples, sft_config.max_tokens) if use_il else []
     updates = -(-len(pg_examples) // config.rl_batch) * config.rl_epochs
-    updates = min(updates, max_updates or updates)
+    updates = min(updates, config.max_updates or updates)
     pg_plan = _plan(len(pg_examples), config.rl_batch, updates, seed)
     il_plan = _plan(len(il_examples), config.il_batch, updates, seed + 1) if use_il else []
     trainer = Trainer(policy, run, sft_config, config.rl_lr, config.rl_warmup, updates, seed)
     for update in progress(range(trainer.position, updates), "Joint RL", "update", done=trainer.position, total=updates):
+        if run.metrics() and run.metrics()[-1].get("kl", 0.0) > config.max_kl:
+            break
         terms = []
         if config.pg_weight:
-            terms.append(("pg", [pg_examples[i] for i in pg_plan[update]], pg_term))
+            # Without dropout: the ratio compares two policies, not two draws of a mask.
+            terms.append(Term([pg_examples[i] for i in pg_plan[update]], pg_term, dropout=False))
         if use_il:
-            terms.append(("il", [il_examples[i] for i in il_plan[update]], il_term))
-        metrics = trainer.update(terms)
-        if metrics.get("kl", 0.0) > config.max_kl:
-            run.log(update=update, stopped=f"KL {metrics['kl']:.3f} exceeds max_kl {config.max_kl}")
-            break
+            terms.append(Term([il_examples[i] for i in il_plan[update]], il_term))
+        trainer.update(terms, ratios)
 
 
 def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> list[Example]:
@@ -98,6 +104,15 @@ def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> lis
         for row, i in enumerate(group):
             scored[i] = replace(examples[i], behaviour_logp=logp_BT[row, : len(examples[i].ids)].tolist())
     return scored
+
+
+@dataclass
+class Term:
+    """A part of an update's loss: its examples, and what makes a loss and metrics of (log-probs, batch)."""
+
+    examples: Sequence[Example]
+    loss: Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, float]]]
+    dropout: bool = True
 
 
 class Trainer:
@@ -122,32 +137,39 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             torch.set_rng_state(state["rng"])
+            if state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"])
         run.keep_metrics(self.position)
 
-    def update(self, terms) -> dict[str, float]:
-        """One optimizer step on the sum of the terms, each (name, examples, function of (log-probs, batch)).
+    def update(self, terms: Sequence[Term], more: Callable[[], dict[str, float]] = dict) -> None:
+        """One optimizer step on the sum of the terms; `more` gives further metrics after the backward passes.
 
-        Raises RuntimeError when a trainable weight ends the backward pass without a gradient, or when the loss is
-        not finite.
+        Raises RuntimeError when a trainable weight ends the backward pass without a gradient, or when the loss or a
+        gradient is not finite.
         """
         start, tokens, agent_tokens = time.perf_counter(), 0, 0
         metrics: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        with self.policy.training():
-            for _, rows, term in terms:
-                for group in micro_batches(rows, self.config.batch_tokens):
-                    batch = collate([rows[i] for i in group], self.policy.tokenizer.pad_token_id, self.policy.device)
-                    share = len(batch) / len(rows)
+        for term in terms:
+            with self.policy.training(term.dropout):
+                for group in micro_batches(term.examples, self.config.batch_tokens):
+                    rows = [term.examples[i] for i in group]
+                    batch = collate(rows, self.policy.tokenizer.pad_token_id, self.policy.device)
+                    share = len(batch) / len(term.examples)
                     logp_BT = self.policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role)
-                    loss, seen = term(logp_BT, batch)
+                    loss, seen = term.loss(logp_BT, batch)
                     (share * loss).backward()
                     tokens += int(batch.real_BT.sum())
                     agent_tokens += int(batch.mask_BT.sum())
-                    _merge(metrics, {"loss": float(loss.detach()), **seen}, share)
-        if not all(torch.isfinite(torch.tensor(v)) for v in metrics.values()):
+                    for name, value in {"loss": float(loss.detach()), **seen}.items():
+                        metrics[name] = metrics.get(name, 0.0) + share * value
+        if not math.isfinite(metrics["loss"]):
             raise RuntimeError(f"Update {self.position + 1} of {self.run.path.name}: the loss is not finite.")
-        self._check_gradients({row.role for _, rows, _ in terms for row in rows})
-        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip))
+        self._check_gradients({row.role for term in terms for row in term.examples})
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.policy.parameters(), self.config.grad_clip, error_if_nonfinite=True
+        )
+        metrics |= {"grad_norm": float(norm), **more()}
         metrics["lr"] = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()
@@ -158,11 +180,10 @@ class Trainer:
             tokens=tokens,
             agent_tokens=agent_tokens,
             tokens_per_s=round(tokens / (time.perf_counter() - start), 1),
-            peak_memory_gib=round(peak_memory_gib(), 2),
+            peak_memory_gib=round(peak_memory_gib(self.policy.device), 2),
         )
         if self.position % self.config.save_every == 0 and self.position < self.updates:
             self.save()
-        return metrics
 
     def save(self) -> None:
         self.run.save_state(
@@ -172,6 +193,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if self.policy.device.type == "cuda" else None,
             }
         )
 
@@ -187,15 +209,6 @@ class Trainer:
 def _il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     loss = losses.imitation_loss(logp_BT, batch.mask_BT)
     return loss, {"il_loss": float(loss.detach())}
-
-
-def _merge(metrics: dict[str, float], seen: dict[str, float], share: float) -> None:
-    """Add a micro-batch's values: maxima stay maxima, everything else is weighted by the share of rows."""
-    for name, value in seen.items():
-        if name.endswith("_max"):
-            metrics[name] = max(metrics.get(name, value), value)
-        else:
-            metrics[name] = metrics.get(name, 0.0) + share * value
 
 
 def _plan(examples: int, batch: int, updates: int, seed: int) -> list[list[int]]:

@@ -68,7 +68,7 @@ def test_example_without_agent_token_is_refused():
 
 def test_ratio_metrics_by_hand():
     behaviour = LOGP - torch.tensor([[math.log(2.0), 9.0, 0.0], [0.0, 0.0, 9.0]])
-    metrics = losses.ratio_metrics(LOGP, behaviour, MASK, eps=0.3)
+    metrics = losses.ratio_metrics((LOGP - behaviour)[MASK.bool()], eps=0.3)
     assert metrics["ratio_mean"] == pytest.approx(5 / 4)
     assert metrics["ratio_max"] == pytest.approx(2)
     assert metrics["clip_fraction"] == pytest.approx(1 / 4)

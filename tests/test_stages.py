@@ -42,6 +42,14 @@ def test_rollouts_do_not_depend_on_batch_size_or_order(config):
             assert len(turn.ids) == len(turn.logps) > 0 and all(p <= 0 for p in turn.logps)
 
 
+def test_every_trial_is_scored_on_its_own(config):
+    env, task = stages.environment(config), stages.task_sets(config)["test"][0]
+    first, second = env.start(task), env.start(task)
+    first.step(f"execute[{task.meta['gold']}]")
+    assert (first.reward(), second.reward()) == (1.0, 0.0)
+    assert second.step("submit").reward == 0.0
+
+
 def test_plain_retry_writes_no_reflection(config):
     how = config.change(reflect=False, trials=2).rollout
     policy, env = Policy.load(config.policy), stages.environment(config)
@@ -54,9 +62,7 @@ def test_killed_rollouts_resume_to_the_same_file_and_finished_ones_return_at_onc
     how = config.rollout
     whole = (stages.roll_out(config, None, tasks, how).path / stages.TRAJECTORIES).read_bytes()
 
-    monkeypatch.setenv("RETROACT_RUNS", str(stages.paths.cache_dir() / "never") + "-unused")
     killed = config.change(profile="gpu")  # another folder, the same settings
-    monkeypatch.setenv("RETROACT_RUNS", str(stages.paths.results_dir("x", "y").parent.parent.parent / "runs2"))
     real, calls = stages.rollouts, []
 
     def dying(policy, env, part, how):
@@ -99,18 +105,38 @@ def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
 
 
 def test_ablation_arms_share_what_they_have_in_common(config):
-    keys = {}
-    for arm, changes in stages.ABLATIONS.items():
-        changed = config.change(**changes)
-        keys[arm] = stages.demonstrate(changed).key
-    assert len(set(keys.values())) == 1
+    keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in stages.ABLATIONS.items()}
+    alone = {"unmasked", "separate_adapters"}
+    shared = {key for arm, key in keys.items() if arm not in alone}
+    assert shared == {stages.train_sft(config).key} and len({keys[arm] for arm in alone} | shared) == 3
     with pytest.raises(ValueError, match="Unknown ablation 'no_planner'"):
         stages.ablation_arms(config.change(ablations="no_planner"))
 
 
 def test_a_policy_that_earns_nothing_cannot_be_improved(config):
-    with pytest.raises(ValueError, match="No rollout earned a reward"):
+    with pytest.raises(ValueError, match="No rollout left a rewarded example"):
         stages.train_joint_rl(config)
+
+
+def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):
+    run = stages.train_sft(config)
+    weights = run.path / stages.ADAPTER / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged .* delete its run"):
+        stages.load_policy(config, run)
+    (stages.demonstrate(config).path / stages.TRAJECTORIES).unlink()
+    with pytest.raises(ValueError, match="missing from a finished run; delete"):
+        stages.imitation_rows(config, None)
+
+
+def test_code_that_changes_results_makes_finished_runs_stale(monkeypatch, config):
+    from retroact_lib import runs
+
+    before = stages.train_sft(config).key
+    source = runs.code_digest("losses")
+    assert source == runs.code_digest("losses") != runs.code_digest("losses", "prompts")
+    monkeypatch.setattr(stages, "code_digest", lambda *modules: "changed")
+    assert stages.train_sft(config).key != before
 
 
 def test_a_damaged_checkpoint_names_the_file_and_what_to_do(tmp_path):

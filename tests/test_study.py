@@ -1,5 +1,6 @@
 """Notebooks, command line and README: what they promise exists and resolves."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -26,6 +27,13 @@ def test_one_parameters_cell_whose_names_are_settings(notebook):
     lines = cells[0].source.splitlines()
     names = [re.fullmatch(r"(\w+) = .+  # .+", line)[1] for line in lines]
     assert {"profile", "env", "seed"} <= set(names) <= set(field_names())
+
+
+def test_the_settings_cell_reads_the_defaults(notebook):
+    code = [c.source for c in notebook.cells if c.cell_type == "code"]
+    namespace = {}
+    exec("\n".join(code[:2]), namespace)
+    assert namespace["config"].profile == namespace["profile"]
 
 
 def test_every_cell_was_executed_without_error_and_is_short(notebook):
@@ -81,7 +89,7 @@ def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
     study.reproduce(items, said.append)
     folder = paths.results_dir("smoke", "intercode_sql")
     assert (folder / "tables" / "rows-seed0.csv").exists() and "done" in said[-1]
-    record = study._read_manifest(folder)["01_data-seed0"]
+    record = json.loads((folder / "manifest.json").read_text())["01_data-seed0"]
     assert record["parameters"]["il_tasks"] == 8 and {"git_commit", "versions", "hardware", "ended"} <= record.keys()
     study.reproduce(items, said.append)
     assert "skipped" in said[-1]
