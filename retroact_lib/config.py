@@ -224,12 +224,16 @@ class StudyConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
 
     def change(self, **values: Any) -> StudyConfig:
-        """A copy with some fields, of whatever stage, changed. Raises ValueError for an unknown name or a wrong type."""
+        """A copy with some fields, of any stage, changed. Raises ValueError for an unknown name or a wrong type."""
         changed = self
         for name, value in values.items():
             owner = _owner(name)
-            changed = replace(changed, **{name: _typed(StudyConfig, name, value)}) if owner is None else replace(
-                changed, **{owner: replace(getattr(changed, owner), **{name: _typed(STAGES[owner], name, value)})}
+            changed = (
+                replace(changed, **{name: _typed(StudyConfig, name, value)})
+                if owner is None
+                else replace(
+                    changed, **{owner: replace(getattr(changed, owner), **{name: _typed(STAGES[owner], name, value)})}
+                )
             )
         return changed
 
@@ -246,9 +250,21 @@ STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_fa
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
-        describe="compact", families="count,count_filter", il_tasks=24, rl_tasks=12, test_tasks=6, validation_tasks=6,
-        sft_epochs=2, sft_lr=1e-3, sft_warmup=3, eval_trials=2, max_steps=6, rl_batch=2, il_batch=2,
-        bootstrap=1_000, ablations="no_il,plain_retry",
+        describe="compact",
+        families="count,count_filter",
+        il_tasks=24,
+        rl_tasks=12,
+        test_tasks=6,
+        validation_tasks=6,
+        sft_epochs=2,
+        sft_lr=1e-3,
+        sft_warmup=3,
+        eval_trials=2,
+        max_steps=6,
+        rl_batch=2,
+        il_batch=2,
+        bootstrap=1_000,
+        ablations="no_il,plain_retry",
     ),
     # `make reproduce`: two cores, no GPU.
     "laptop": dict(
@@ -258,16 +274,44 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # One CUDA card.
     "gpu": dict(
-        il_tasks=400, rl_tasks=512, test_tasks=256, validation_tasks=96, sft_epochs=3, rl_samples=4, rounds=2,
-        rows=256, chunk=1024, batch_tokens=16_384, eval_trials=5,
+        il_tasks=400,
+        rl_tasks=512,
+        test_tasks=256,
+        validation_tasks=96,
+        sft_epochs=3,
+        rl_samples=4,
+        rounds=2,
+        rows=256,
+        chunk=1024,
+        batch_tokens=16_384,
+        eval_trials=5,
     ),
     # The authors' backbone, data and hyperparameters, as their released code has them.
     "paper": dict(
-        checkpoint="meta-llama/Llama-2-7b-chat-hf", lora_rank=8, lora_alpha=16, lora_dropout=0.05,
-        lora_targets="q_proj,v_proj", sft_lr=1e-4, sft_epochs=5, rl_lr=1e-4, rl_epochs=3, rl_warmup=100,
-        max_tokens=2048, max_steps=10, trials=10, eval_trials=10, eval_temperature=0.0, test_tasks=100,
-        il_tasks=400, rl_tasks=400, gradient_checkpointing=True, negative_rewards=True, rows=16, batch_tokens=8192,
-        max_context=4096, max_repeats=10,
+        checkpoint="meta-llama/Llama-2-7b-chat-hf",
+        lora_rank=8,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        lora_targets="q_proj,v_proj",
+        sft_lr=1e-4,
+        sft_epochs=5,
+        rl_lr=1e-4,
+        rl_epochs=3,
+        rl_warmup=100,
+        max_tokens=2048,
+        max_steps=10,
+        trials=10,
+        eval_trials=10,
+        eval_temperature=0.0,
+        test_tasks=100,
+        il_tasks=400,
+        rl_tasks=400,
+        gradient_checkpointing=True,
+        negative_rewards=True,
+        rows=16,
+        batch_tokens=8192,
+        max_context=4096,
+        max_repeats=10,
     ),
 }
 

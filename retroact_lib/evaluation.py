@@ -79,7 +79,16 @@ def compare(table: pd.DataFrame, arm: str, other: str, column: str = "success", 
         difference = (both[arm] - both[other]).dropna().groupby("task").mean()
         mean, low, high = bootstrap_interval(difference, resamples)
         rows.append(
-            dict(arm=arm, other=other, split=split, mode=mode, trial=trial, n=len(difference), difference=mean,
-                 low=low, high=high)
-        )  # fmt: skip
+            dict(
+                arm=arm,
+                other=other,
+                split=split,
+                mode=mode,
+                trial=trial,
+                n=len(difference),
+                difference=mean,
+                low=low,
+                high=high,
+            )
+        )
     return pd.DataFrame(rows)

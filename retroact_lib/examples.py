@@ -82,7 +82,8 @@ def rewarded_examples(
 def authors_examples(policy: Policy, path: str | Path, mask_observations: bool = True) -> list[Example]:
     """The authors' released rows as examples; rows with a reward are for the policy gradient, others for imitation.
 
-    Rows whose output is empty (there are some) hold no agent token and are left out. Raises ValueError naming file, position and field when a row is malformed.
+    Rows whose output is empty (there are some) hold no agent token and are left out.
+    Raises ValueError naming file, position and field when a row is malformed.
     """
     rows = []
     for row in read_authors_file(path):
@@ -93,7 +94,9 @@ def authors_examples(policy: Policy, path: str | Path, mask_observations: bool =
     return rows
 
 
-def _planner_example(policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool) -> Example:
+def _planner_example(
+    policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool
+) -> Example:
     prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
     segments = []
     for step, turn in enumerate(trial.turns, 1):

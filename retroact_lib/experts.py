@@ -45,12 +45,20 @@ class Expert(ABC):
     """Plays the trial-reflect-retry loop."""
 
     @abstractmethod
-    def session(self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int,
-                max_steps: int) -> Session:
+    def session(
+        self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int
+    ) -> Session:
         """Begin work on `task`."""
 
-    def demonstrate(self, env: Env, task: Task, max_trials: int = 3, seed: int = 0, mistake_rate: float = 0.5,
-                    max_steps: int | None = None) -> Trajectory:
+    def demonstrate(
+        self,
+        env: Env,
+        task: Task,
+        max_trials: int = 3,
+        seed: int = 0,
+        mistake_rate: float = 0.5,
+        max_steps: int | None = None,
+    ) -> Trajectory:
         """Attempt `task` until a trial succeeds or `max_trials` are over.
 
         The result depends on the arguments alone. `mistake_rate` is the chance that a scripted expert slips in its
@@ -115,15 +123,23 @@ def expert_for(env: Env) -> Expert:
     return EXPERTS[env.name]()
 
 
-def expert_trajectories(env: Env, tasks: Iterable[Task], max_trials: int = 3, seed: int = 0, mistake_rate: float = 0.5,
-                        expert: Expert | None = None, max_steps: int | None = None) -> list[Trajectory]:
+def expert_trajectories(
+    env: Env,
+    tasks: Iterable[Task],
+    max_trials: int = 3,
+    seed: int = 0,
+    mistake_rate: float = 0.5,
+    expert: Expert | None = None,
+    max_steps: int | None = None,
+) -> list[Trajectory]:
     """One trajectory per task, in order, by `expert` (default: the environment's scripted one).
 
     Each task has its own seed from (seed, task.id), so a trajectory does not depend on the other tasks.
     """
     expert = expert or expert_for(env)
-    return [expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps)
-            for task in tasks]
+    return [
+        expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps) for task in tasks
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- scripted: SQL
@@ -147,12 +163,17 @@ _AGAIN = ("That failed, but the query looks right to me. I try again.", "Maybe i
 _EARLY = ("This description of the table should be enough, so I submit.", "I have seen the columns. I submit this.")
 _NO_TABLE = ("That table does not exist. I list the tables.",)
 _NO_COLUMN = ("The query failed on a column. I check the columns of {table}.",)
-_REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.",
-                "The answer was wrong because I {did}. I should {plan} before I submit.",
-                "I {did}. In the next attempt I will {plan}, check the rows and then submit.",
-                "I should not have submitted yet: I {did}. The fix is to {plan}.")
-_UNEXPLAINED = ("run a query for {w}, compare columns and conditions with the question, and check the rows",
-                "read the question again and make sure that the query returns {w}")
+_REFLECTIONS = (
+    "I {did}. Next time I will {plan}.",
+    "My mistake: I {did}. Plan: {plan}.",
+    "The answer was wrong because I {did}. I should {plan} before I submit.",
+    "I {did}. In the next attempt I will {plan}, check the rows and then submit.",
+    "I should not have submitted yet: I {did}. The fix is to {plan}.",
+)
+_UNEXPLAINED = (
+    "run a query for {w}, compare columns and conditions with the question, and check the rows",
+    "read the question again and make sure that the query returns {w}",
+)
 
 
 class ScriptedSQLExpert(Expert):
@@ -162,8 +183,9 @@ class ScriptedSQLExpert(Expert):
     What it says comes from the question, what it has seen, and the query it is about to run.
     """
 
-    def session(self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int,
-                max_steps: int) -> Session:
+    def session(
+        self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int
+    ) -> Session:
         for name in ("db", "gold"):
             if not isinstance(task.meta.get(name), str):
                 raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the SQL expert needs")
@@ -231,8 +253,7 @@ class _SQLSession(Session):
             thought = self._say(templates, table=table, before=tables[i - 1], **words)
             todo.append((thought, f"execute[{_desc(table)}]"))
         room = max(0, self.max_steps - used - 2)
-        for step in todo[max(0, len(todo) - room) :]:
-            yield step
+        yield from todo[max(0, len(todo) - room) :]
 
     def _slip(self, slip: Mistake, reflections: list[str], before: Mistake | None) -> Steps:
         recovers = self.rng.random() < RECOVERY_RATE
@@ -296,8 +317,32 @@ def _short(text: str, words: int) -> str:
     return " ".join(parts).rstrip(",:;")
 
 
-_SMALL = {"", "a", "an", "and", "the", "of", "on", "in", "is", "to", "with", "by", "or", "for", "per", "so", "that",
-          "like", "=", "!=", "<", ">", "<=", ">="}
+_SMALL = {
+    "",
+    "a",
+    "an",
+    "and",
+    "the",
+    "of",
+    "on",
+    "in",
+    "is",
+    "to",
+    "with",
+    "by",
+    "or",
+    "for",
+    "per",
+    "so",
+    "that",
+    "like",
+    "=",
+    "!=",
+    "<",
+    ">",
+    "<=",
+    ">=",
+}
 
 
 # ------------------------------------------------------------------------------------------- behind a chat endpoint
@@ -317,9 +362,18 @@ class ChatExpert(Expert):
     value of None there takes a field out.
     """
 
-    def __init__(self, base_url: str, model: str, api_key: str | None = None, temperature: float = 0.7,
-                 max_tokens: int = 300, timeout: float = 60.0, retries: int = 3, backoff: float = 1.0,
-                 extra: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        temperature: float = 0.7,
+        max_tokens: int = 300,
+        timeout: float = 60.0,
+        retries: int = 3,
+        backoff: float = 1.0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url should start with http:// or https://, got {base_url!r}")
         self.url = base_url.rstrip("/") + "/chat/completions"
@@ -327,14 +381,21 @@ class ChatExpert(Expert):
         self.timeout, self.retries, self.backoff, self.extra = timeout, retries, backoff, dict(extra or {})
         self._key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")
 
-    def session(self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int,
-                max_steps: int) -> Session:
+    def session(
+        self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int
+    ) -> Session:
         return _ChatSession(self, env, task, rng)
 
     def complete(self, system: str, user: str, seed: int, stop: list[str] | None = None) -> str:
         """One chat answer. Raises ChatExpertError."""
-        body = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": seed,
-                "stop": stop, "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}]}
+        body = {
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "seed": seed,
+            "stop": stop,
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+        }
         body = {name: value for name, value in (body | self.extra).items() if value is not None}
         data = self._post(json.dumps(body).encode())
         try:

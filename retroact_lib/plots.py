@@ -33,13 +33,15 @@ def label(arm: str) -> str:
 
 
 def success_by_trial(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = ("base", "sft", "retroact")):
-    """Share of tasks solved by trial k, one line per arm. `summary` as from `evaluation.summarise`, one split, sampled."""
+    """Share of tasks solved by trial k, one line per arm. `summary`: as `evaluation.summarise` gives it, one split."""
     for arm in arms:
         rows = summary[summary["arm"] == arm].sort_values("trial")
         if rows.empty:
             continue
         name, colour = ARMS[arm]
-        ax.plot(rows["trial"], 100 * rows["success"], marker="o", color=colour, label=f"{name} (n = {rows['n'].iloc[0]})")
+        ax.plot(
+            rows["trial"], 100 * rows["success"], marker="o", color=colour, label=f"{name} (n = {rows['n'].iloc[0]})"
+        )
         ax.fill_between(
             rows["trial"], 100 * rows["success_low"], 100 * rows["success_high"], color=colour, alpha=0.15, lw=0
         )
@@ -54,11 +56,18 @@ def arms_compared(summary: pd.DataFrame, ax: plt.Axes, column: str = "success"):
     rows = summary[summary["arm"].isin(ARMS)].sort_values(column)
     middle = 100 * rows[column]
     spread = [middle - 100 * rows[f"{column}_low"], 100 * rows[f"{column}_high"] - middle]
-    ax.barh([label(a) for a in rows["arm"]], middle, xerr=spread, color=[ARMS[a][1] for a in rows["arm"]],
-            error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
+    ax.barh(
+        [label(a) for a in rows["arm"]],
+        middle,
+        xerr=spread,
+        color=[ARMS[a][1] for a in rows["arm"]],
+        error_kw={"elinewidth": 1, "capsize": 2},
+    )
     for y, value in enumerate(middle):
         ax.text(1, y, f"{value:.0f}", va="center", color="white", fontweight="bold", fontsize="small")
-    ax.set(xlabel=f"{'tasks solved' if column == 'success' else 'mean reward'} (%), n = {rows['n'].min()}", xlim=(0, 100))
+    ax.set(
+        xlabel=f"{'tasks solved' if column == 'success' else 'mean reward'} (%), n = {rows['n'].min()}", xlim=(0, 100)
+    )
     return ax
 
 

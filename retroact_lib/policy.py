@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces at import a kernel that is not needed
-from bitsandbytes.nn import Linear4bit  # noqa: E402
-from jinja2 import TemplateError  # noqa: E402
+from bitsandbytes.nn import Linear4bit
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -51,7 +48,7 @@ class Policy:
         model.eval()
 
     @classmethod
-    def load(cls, config: PolicyConfig = PolicyConfig(), seed: int = 0) -> Policy:
+    def load(cls, config: PolicyConfig, seed: int = 0) -> Policy:
         """Load the checkpoint, quantise it, attach fresh adapters initialised from `seed`.
 
         Raises ValueError for a CUDA device that is not there; checkpoint errors as in `checkpoints.resolve`.
@@ -94,7 +91,11 @@ class Policy:
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        targets = config.lora_targets if config.lora_targets == "all-linear" else [name.strip() for name in config.lora_targets.split(",")]
+        targets = (
+            config.lora_targets
+            if config.lora_targets == "all-linear"
+            else [name.strip() for name in config.lora_targets.split(",")]
+        )
         lora = LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
@@ -268,7 +269,7 @@ def _put_back(linears: list[Linear4bit], states: list[tuple[torch.Tensor, object
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc not to hand freed blocks back to the kernel: touching fresh pages costs training a third of its speed."""
+    """Tell glibc to keep freed blocks: touching fresh pages again and again makes training slower, and unevenly so."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:

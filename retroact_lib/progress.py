@@ -30,9 +30,7 @@ def bar(name: str, unit: str, total: int, done: int = 0) -> tqdm:
     )
 
 
-def progress(
-    items: Iterable[Item], name: str, unit: str, done: int = 0, total: int | None = None
-) -> Iterator[Item]:
+def progress(items: Iterable[Item], name: str, unit: str, done: int = 0, total: int | None = None) -> Iterator[Item]:
     """Iterate with a bar; `done` of `total` items were finished before."""
     total = total if total is not None else len(items)  # type: ignore[arg-type]
     with bar(name, unit, total, done) as shown:

@@ -70,7 +70,11 @@ def _attempt(
             repeats = repeats + 1 if step > 1 and action == turns[-1].action else 1
             turns.append(Turn(reply.text, action, answer.observation, reply.ids, reply.logps))
             read = policy.encode(prompts.environment_text(step, answer.observation))
-            if answer.done or repeats == config.max_repeats or reply.context + len(read) + config.max_action_tokens > config.max_context:
+            if (
+                answer.done
+                or repeats == config.max_repeats
+                or reply.context + len(read) + config.max_action_tokens > config.max_context
+            ):
                 break
         reward = episode.reward()
         return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, reward, reward >= env.success_reward)

@@ -21,7 +21,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def provenance() -> dict[str, Any]:
 
 
 def code_digest(*modules: str) -> str:
-    """SHA-256 over the code of modules of the library; a folder's name (``envs``, or empty for the top) stands for its modules.
+    """SHA-256 over the code of modules of the library; a folder (``envs``, or ``""`` for the top) stands for its own.
 
     Comments and docstrings do not count: only what could change a result makes a finished run stale.
     """
@@ -227,4 +227,4 @@ def _cpu_name() -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -129,8 +129,11 @@ def words_for(item: exp.Expression) -> str:
     distinct = isinstance(inside, exp.Distinct)
     name = ", ".join(map(plain, inside.expressions)) if distinct else plain(inside)
     if isinstance(item, exp.Count):
-        return "the number of rows" if isinstance(inside, exp.Star) else (
-            f"the number of different {name}" if distinct else f"the number of {name}")
+        return (
+            "the number of rows"
+            if isinstance(inside, exp.Star)
+            else (f"the number of different {name}" if distinct else f"the number of {name}")
+        )
     for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "largest"), (exp.Min, "smallest")):
         if isinstance(item, kind):
             return f"the {word} {name}"
@@ -229,8 +232,13 @@ def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
         return None
     guess = rng.choice(options)
     node.set("this", exp.to_identifier(guess))
-    return Mistake("wrong_table", render(tree), f"guessed a table called {guess}, which does not exist",
-                   f"list the tables first and query {_and(query.tables[:3])}", GUESS)
+    return Mistake(
+        "wrong_table",
+        render(tree),
+        f"guessed a table called {guess}, which does not exist",
+        f"list the tables first and query {_and(query.tables[:3])}",
+        GUESS,
+    )
 
 
 def _other_table(query: Query, rng: random.Random) -> Mistake | None:
@@ -246,8 +254,12 @@ def _other_table(query: Query, rng: random.Random) -> Mistake | None:
     other = rng.choice(others)
     for node in tree.find_all(exp.Table):
         node.set("this", exp.to_identifier(other))
-    return Mistake("other_table", render(tree), f"queried {other}, but the question is about {name}",
-                   f"use the table {name} instead of {other}")
+    return Mistake(
+        "other_table",
+        render(tree),
+        f"queried {other}, but the question is about {name}",
+        f"use the table {name} instead of {other}",
+    )
 
 
 def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
@@ -260,8 +272,12 @@ def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
     select.set(part, None)
     what = f"the condition on {names[0]}" if names else f"the condition {condition}"
     remedy = condition if len(condition.split()) <= 8 else "what the question asks"
-    return Mistake("missing_filter", render(tree), f"forgot {what}, so rows that were not asked for came along",
-                   f"keep only the rows with {remedy}" if part == "where" else f"keep only groups with {remedy}")
+    return Mistake(
+        "missing_filter",
+        render(tree),
+        f"forgot {what}, so rows that were not asked for came along",
+        f"keep only the rows with {remedy}" if part == "where" else f"keep only groups with {remedy}",
+    )
 
 
 def _select_columns(select: exp.Select) -> list[exp.Column]:
@@ -280,8 +296,12 @@ def _wrong_column(query: Query, rng: random.Random) -> Mistake | None:
         return None
     wrong, right = rng.choice(others[:3]), column.name
     column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
-    return Mistake("wrong_column", render(tree), f"used the column {wrong} where the question asks for {right}",
-                   f"use {right} of {query.table_of(column)} instead of {wrong}")
+    return Mistake(
+        "wrong_column",
+        render(tree),
+        f"used the column {wrong} where the question asks for {right}",
+        f"use {right} of {query.table_of(column)} instead of {wrong}",
+    )
 
 
 def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mistake | None:
@@ -293,8 +313,10 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
     column = rng.choice(options)
     table, right = query.table_of(column), column.name
     last = right.split("_")[-1].lower()
-    guesses = [f"{_singular(table.split('_')[-1].lower())}_{last}",
-               last if last != right.lower() else _other_number(last)]
+    guesses = [
+        f"{_singular(table.split('_')[-1].lower())}_{last}",
+        last if last != right.lower() else _other_number(last),
+    ]
     taken = {c.lower() for t in query.schema for c in query.columns(t)}
     guesses = [g for g in guesses if g not in taken and g.isidentifier()]
     if not guesses:
@@ -303,8 +325,9 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
     column.set("this", exp.to_identifier(guess))
     kind = "repeated_error" if mode == REPEAT else "guessed_column"
     ending = " and ran the same failing query again and again" if mode == REPEAT else ", which does not exist"
-    return Mistake(kind, render(tree), f"made up a column {guess}{ending}",
-                   f"look at {table} with DESC and use {right}", mode)
+    return Mistake(
+        kind, render(tree), f"made up a column {guess}{ending}", f"look at {table} with DESC and use {right}", mode
+    )
 
 
 def _repeated_error(query: Query, rng: random.Random) -> Mistake | None:
@@ -324,8 +347,7 @@ def _forgotten_distinct(query: Query, rng: random.Random) -> Mistake | None:
         what = ", ".join(map(plain, inner.expressions))
         did = f"counted repeated values of {what} more than once"
         inner.replace(inner.expressions[0])
-    return Mistake("forgotten_distinct", render(tree), did,
-                   f"use DISTINCT so that every {what} appears once")
+    return Mistake("forgotten_distinct", render(tree), did, f"use DISTINCT so that every {what} appears once")
 
 
 _SWAPS = {exp.Max: exp.Min, exp.Min: exp.Max, exp.Avg: exp.Sum, exp.Sum: exp.Avg}
@@ -340,8 +362,12 @@ def _wrong_aggregate(query: Query, rng: random.Random) -> Mistake | None:
     wrong = _SWAPS[type(node)](this=node.this.copy())
     right_words, wrong_words = words_for(node), words_for(wrong)
     node.replace(wrong)
-    return Mistake("wrong_aggregate", render(tree), f"computed {wrong_words}, but the question asks for {right_words}",
-                   f"use {node.key.upper()} instead of {wrong.key.upper()}")
+    return Mistake(
+        "wrong_aggregate",
+        render(tree),
+        f"computed {wrong_words}, but the question asks for {right_words}",
+        f"use {node.key.upper()} instead of {wrong.key.upper()}",
+    )
 
 
 def _missing_count(query: Query, rng: random.Random) -> Mistake | None:
@@ -349,8 +375,12 @@ def _missing_count(query: Query, rng: random.Random) -> Mistake | None:
     if len(select.selects) != 1 or not isinstance(select.selects[0].unalias(), exp.Count) or select.args.get("group"):
         return None
     select.set("expressions", [exp.Star()])
-    return Mistake("missing_count", render(tree), "submitted the rows themselves, but the question asks how many",
-                   "count the rows with COUNT and submit that number")
+    return Mistake(
+        "missing_count",
+        render(tree),
+        "submitted the rows themselves, but the question asks how many",
+        "count the rows with COUNT and submit that number",
+    )
 
 
 def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
@@ -363,8 +393,12 @@ def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
     first.set("desc", not down)
     first.set("nulls_first", down)  # as MySQL sorts, so that no CASE for empty values is written out
     words = ("ascending", "descending") if down else ("descending", "ascending")
-    return Mistake("wrong_direction", render(tree), f"sorted by {plain(first.this)} in {words[0]} order",
-                   f"sort by {plain(first.this)} in {words[1]} order")
+    return Mistake(
+        "wrong_direction",
+        render(tree),
+        f"sorted by {plain(first.this)} in {words[0]} order",
+        f"sort by {plain(first.this)} in {words[1]} order",
+    )
 
 
 def _missing_limit(query: Query, rng: random.Random) -> Mistake | None:
@@ -374,8 +408,12 @@ def _missing_limit(query: Query, rng: random.Random) -> Mistake | None:
     count = plain(select.args["limit"].expression)
     select.set("limit", None)
     first = "one" if count == "1" else count
-    return Mistake("missing_limit", render(tree), f"submitted all rows, not only the first {first}",
-                   f"keep the sorting and add LIMIT {count}")
+    return Mistake(
+        "missing_limit",
+        render(tree),
+        f"submitted all rows, not only the first {first}",
+        f"keep the sorting and add LIMIT {count}",
+    )
 
 
 def _too_many_columns(query: Query, rng: random.Random) -> Mistake | None:
@@ -385,8 +423,12 @@ def _too_many_columns(query: Query, rng: random.Random) -> Mistake | None:
     names = wanted(select)
     select.set("expressions", [exp.Star()])
     select.set("distinct", None)
-    return Mistake("too_many_columns", render(tree), f"returned every column, but only {names} was asked for",
-                   f"select {names} and nothing else")
+    return Mistake(
+        "too_many_columns",
+        render(tree),
+        f"returned every column, but only {names} was asked for",
+        f"select {names} and nothing else",
+    )
 
 
 def _missing_column(query: Query, rng: random.Random) -> Mistake | None:
@@ -396,12 +438,22 @@ def _missing_column(query: Query, rng: random.Random) -> Mistake | None:
     items = list(select.selects)
     gone = items.pop(rng.randrange(len(items)))
     select.set("expressions", items)
-    return Mistake("missing_column", render(tree), f"left out {words_for(gone)}, which the question also asks for",
-                   f"select {wanted(query.select)} together")
+    return Mistake(
+        "missing_column",
+        render(tree),
+        f"left out {words_for(gone)}, which the question also asks for",
+        f"select {wanted(query.select)} together",
+    )
 
 
-_OPERATORS = {exp.GT: (exp.LT, exp.GTE), exp.LT: (exp.GT, exp.LTE), exp.GTE: (exp.GT, exp.LTE),
-              exp.LTE: (exp.LT, exp.GTE), exp.EQ: (exp.NEQ,), exp.NEQ: (exp.EQ,)}
+_OPERATORS = {
+    exp.GT: (exp.LT, exp.GTE),
+    exp.LT: (exp.GT, exp.LTE),
+    exp.GTE: (exp.GT, exp.LTE),
+    exp.LTE: (exp.LT, exp.GTE),
+    exp.EQ: (exp.NEQ,),
+    exp.NEQ: (exp.EQ,),
+}
 
 
 def _wrong_operator(query: Query, rng: random.Random) -> Mistake | None:
@@ -415,8 +467,12 @@ def _wrong_operator(query: Query, rng: random.Random) -> Mistake | None:
     right_words = plain(node)
     node.replace(wrong)
     short = len(right_words.split()) <= 8
-    return Mistake("wrong_operator", render(tree), f"compared wrongly: I wrote {plain(wrong)}",
-                   f"keep the rows with {right_words}" if short else "turn that comparison round")
+    return Mistake(
+        "wrong_operator",
+        render(tree),
+        f"compared wrongly: I wrote {plain(wrong)}",
+        f"keep the rows with {right_words}" if short else "turn that comparison round",
+    )
 
 
 def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
@@ -430,21 +486,34 @@ def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
     for table in select.find_all(exp.Table):
         table.set("alias", None)
     name = _outer_table(query)
-    return Mistake("forgotten_join", render(tree), f"queried {name} alone, which does not hold all the columns",
-                   f"join {_and(query.tables[:3])}{_on(query.select)}")
+    return Mistake(
+        "forgotten_join",
+        render(tree),
+        f"queried {name} alone, which does not hold all the columns",
+        f"join {_and(query.tables[:3])}{_on(query.select)}",
+    )
 
 
 def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
-    found = [c for join in select.args.get("joins") or [] if join.args.get("on") for c in
-             join.args["on"].find_all(exp.Column) if query.siblings(c)]
+    found = [
+        c
+        for join in select.args.get("joins") or []
+        if join.args.get("on")
+        for c in join.args["on"].find_all(exp.Column)
+        if query.siblings(c)
+    ]
     if not found:
         return None
     column = rng.choice(found)
     wrong = rng.choice(query.siblings(column)[:3])
     column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
-    return Mistake("wrong_join_key", render(tree), f"joined the tables on {wrong}, which does not link them",
-                   f"join {_and(query.tables[:3])}{_on(query.select)}")
+    return Mistake(
+        "wrong_join_key",
+        render(tree),
+        f"joined the tables on {wrong}, which does not link them",
+        f"join {_and(query.tables[:3])}{_on(query.select)}",
+    )
 
 
 def _missing_group(query: Query, rng: random.Random) -> Mistake | None:
@@ -453,30 +522,55 @@ def _missing_group(query: Query, rng: random.Random) -> Mistake | None:
         return None
     names = _and([plain(g) for g in select.args["group"].expressions])
     select.set("group", None)
-    return Mistake("missing_group", render(tree), f"put all rows together instead of one group per {names}",
-                   f"group the rows by {names}")
+    return Mistake(
+        "missing_group",
+        render(tree),
+        f"put all rows together instead of one group per {names}",
+        f"group the rows by {names}",
+    )
 
 
 def _missing_half(query: Query, rng: random.Random) -> Mistake | None:
     if not isinstance(query.tree, exp.SetOperation):
         return None
     word = query.tree.key.upper()
-    return Mistake("missing_half", render(query.select), "answered only the first half of the question",
-                   f"write both halves and combine them with {word}")
+    return Mistake(
+        "missing_half",
+        render(query.select),
+        "answered only the first half of the question",
+        f"write both halves and combine them with {word}",
+    )
 
 
 def _submitted_early(query: Query, rng: random.Random) -> Mistake | None:
-    return Mistake("submitted_early", "", "submitted the description of a table without running a query",
-                   f"run a query for {wanted(query.select)}", EARLY)
+    return Mistake(
+        "submitted_early",
+        "",
+        "submitted the description of a table without running a query",
+        f"run a query for {wanted(query.select)}",
+        EARLY,
+    )
 
 
 MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
-    "wrong_table": _wrong_table, "other_table": _other_table, "missing_filter": _missing_filter,
-    "wrong_column": _wrong_column, "guessed_column": _guessed_column, "repeated_error": _repeated_error,
-    "forgotten_distinct": _forgotten_distinct, "wrong_aggregate": _wrong_aggregate, "missing_count": _missing_count,
-    "wrong_direction": _wrong_direction, "missing_limit": _missing_limit, "too_many_columns": _too_many_columns,
-    "missing_column": _missing_column, "wrong_operator": _wrong_operator, "forgotten_join": _forgotten_join,
-    "wrong_join_key": _wrong_join_key, "missing_group": _missing_group, "missing_half": _missing_half,
+    "wrong_table": _wrong_table,
+    "other_table": _other_table,
+    "missing_filter": _missing_filter,
+    "wrong_column": _wrong_column,
+    "guessed_column": _guessed_column,
+    "repeated_error": _repeated_error,
+    "forgotten_distinct": _forgotten_distinct,
+    "wrong_aggregate": _wrong_aggregate,
+    "missing_count": _missing_count,
+    "wrong_direction": _wrong_direction,
+    "missing_limit": _missing_limit,
+    "too_many_columns": _too_many_columns,
+    "missing_column": _missing_column,
+    "wrong_operator": _wrong_operator,
+    "forgotten_join": _forgotten_join,
+    "wrong_join_key": _wrong_join_key,
+    "missing_group": _missing_group,
+    "missing_half": _missing_half,
     "submitted_early": _submitted_early,
 }
 """Every kind of slip by name; each function returns None where it does not apply."""

@@ -107,9 +107,13 @@ def demonstrate(config: StudyConfig) -> Run:
     run = _open(config, "expert", parameters, {"tasks": tasks_digest(tasks)})
     if not run.finished:
         made = expert_trajectories(
-            environment(config), tasks, config.data.expert_trials, config.seed, config.data.mistake_rate,
+            environment(config),
+            tasks,
+            config.data.expert_trials,
+            config.seed,
+            config.data.mistake_rate,
             max_steps=config.rollout.max_steps,
-        )  # fmt: skip
+        )
         write_trajectories(run.path / TRAJECTORIES, made)
         run.finish(trajectories=len(made))
     return run
@@ -192,7 +196,7 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
         rows = [row for row in rows if len(row.ids) <= config.sft.max_tokens]
         if not rows:
             raise ValueError(
-                f"No rollout left a rewarded example (roles: {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
+                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
                 "train the imitation policy longer, or roll out more tasks."
             )
         rows = training.score(policy, rows, config.sft.batch_tokens)
@@ -238,10 +242,13 @@ def evaluation_trajectories(config: StudyConfig, start: Run | None, split: str, 
 
 
 def evaluate_arm(
-    config: StudyConfig, start: Run | None, arm: str, splits: Sequence[str] = (),
+    config: StudyConfig,
+    start: Run | None,
+    arm: str,
+    splits: Sequence[str] = (),
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
-    """`evaluate` for every split and mode, as one table; without `splits`, all but the training and validation tasks."""
+    """`evaluate` for every split and mode, as one table; without `splits`, for every held-out set but validation."""
     splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "validation")]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +75,20 @@ def reproduce(items: Sequence[Item], say=print) -> None:
         }
         before = runs.read_json(record) if record.exists() else {}
         if output.exists() and {k: before.get(k) for k in wanted} == wanted and item.notebook != "05_plots":
-            say(f"{item.name}: skipped, it ended well on {before['ended']}, and neither code nor settings changed since.")
+            say(f"{item.name}: skipped, it ended well on {before['ended']}, no code or setting changed since.")
             continue
         provenance = runs.provenance()
         output.parent.mkdir(parents=True, exist_ok=True)
         say(f"{item.name}: running, the notebook grows in {output}")
         started = _now()
         papermill.execute_notebook(
-            str(source), str(output), parameters=item.parameters, cwd=str(source.parent), progress_bar=False,
+            str(source),
+            str(output),
+            parameters=item.parameters,
+            cwd=str(source.parent),
+            progress_bar=False,
             kernel_name="python3",
-        )  # fmt: skip
+        )
         _quiet(output)
         manifest = runs.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
         manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance}
@@ -98,7 +102,9 @@ def describe(items: Sequence[Item]) -> str:
     """The plan as text: every resolved parameter once, the checkpoint, the tasks, and the memory it should take."""
     config = _config(items[0])
     lines = [f"Profile {config.profile}, environment {config.env}"]
-    lines += [f"  {name} = {value!r}" for name, value in config.flat().items() if name not in ("profile", "env", "seed")]
+    lines += [
+        f"  {name} = {value!r}" for name, value in config.flat().items() if name not in ("profile", "env", "seed")
+    ]
     lines.append("Inputs")
     found = checkpoints.resolve(config.policy.checkpoint)
     lines.append(f"  checkpoint {found.name} ({found.licence or 'licence: see its page'}), from {found.source}")
@@ -169,7 +175,7 @@ def _quiet(notebook: Path) -> None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _minutes(start: str, end: str) -> str:

@@ -79,7 +79,9 @@ def joint_rl(
     pg_plan = _plan(len(pg_examples), config.rl_batch, updates, seed)
     il_plan = _plan(len(il_examples), config.il_batch, updates, seed + 1) if use_il else []
     trainer = Trainer(policy, run, sft_config, config.rl_lr, config.rl_warmup, updates, seed)
-    for update in progress(range(trainer.position, updates), "Joint RL", "update", done=trainer.position, total=updates):
+    for update in progress(
+        range(trainer.position, updates), "Joint RL", "update", done=trainer.position, total=updates
+    ):
         if run.metrics() and run.metrics()[-1].get("kl", 0.0) > config.max_kl:
             break
         terms = []
@@ -118,9 +120,7 @@ class Term:
 class Trainer:
     """AdamW with linear warm-up and decay over the policy's adapters, resumable from the run's checkpoint."""
 
-    def __init__(
-        self, policy: Policy, run: Run, config: SFTConfig, lr: float, warmup: int, updates: int, seed: int
-    ):
+    def __init__(self, policy: Policy, run: Run, config: SFTConfig, lr: float, warmup: int, updates: int, seed: int):
         self.policy, self.run, self.config, self.updates = policy, run, config, updates
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
 
@@ -166,9 +166,7 @@ class Trainer:
         if not math.isfinite(metrics["loss"]):
             raise RuntimeError(f"Update {self.position + 1} of {self.run.path.name}: the loss is not finite.")
         self._check_gradients({row.role for term in terms for row in term.examples})
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.config.grad_clip, error_if_nonfinite=True
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip, error_if_nonfinite=True)
         metrics |= {"grad_norm": float(norm), **more()}
         metrics["lr"] = self.scheduler.get_last_lr()[0]
         self.optimizer.step()

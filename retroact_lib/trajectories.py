@@ -90,8 +90,10 @@ class Trajectory:
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
-        parts = [f"<div><b>{html.escape(self.question)}</b> <small>{html.escape(self.task_id)} · "
-                 f"{html.escape(self.family)}</small></div>"]
+        parts = [
+            f"<div><b>{html.escape(self.question)}</b> <small>{html.escape(self.task_id)} · "
+            f"{html.escape(self.family)}</small></div>"
+        ]
         for k, trial in enumerate(self.trials):
             parts.append(_trial_html(trial, title=f"Trial {k + 1}", memory=False))
             if k < len(self.reflections):
@@ -152,8 +154,10 @@ def append_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) ->
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                raise ValueError(f"{path} ends in half a line, left by a crash; call read_trajectories(path, "
-                                 "recover=True) once, which cuts it off, and append again")
+                raise ValueError(
+                    f"{path} ends in half a line, left by a crash; call read_trajectories(path, "
+                    "recover=True) once, which cuts it off, and append again"
+                )
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -176,8 +180,10 @@ def read_trajectories(path: str | Path, recover: bool = False) -> list[Trajector
         trajectories.append(_from_line(tail, path, number))
     except ValueError:
         if not recover:
-            raise ValueError(f"{path}, line {number}: the last line is half written (a crash while appending?); "
-                             "read it with recover=True to drop that line and keep the rest") from None
+            raise ValueError(
+                f"{path}, line {number}: the last line is half written (a crash while appending?); "
+                "read it with recover=True to drop that line and keep the rest"
+            ) from None
         os.truncate(path, len(whole))
         return trajectories
     if recover:  # the record is whole and only its line end is missing
@@ -190,16 +196,20 @@ def _to_line(trajectory: Trajectory) -> str:
     try:
         return json.dumps(dataclasses.asdict(trajectory), allow_nan=False) + "\n"
     except ValueError:
-        raise ValueError(f"the trajectory of task {trajectory.task_id} holds a number that is not finite "
-                         "(a reward or a log-probability); JSON cannot store it") from None
+        raise ValueError(
+            f"the trajectory of task {trajectory.task_id} holds a number that is not finite "
+            "(a reward or a log-probability); JSON cannot store it"
+        ) from None
 
 
 def _from_line(line: bytes, path: Path, number: int) -> Trajectory:
     try:
         return _build(Trajectory, json.loads(line), "trajectory")
     except ValueError as error:  # json and unicode errors are ValueErrors as well
-        raise ValueError(f"{path}, line {number}: not a trajectory ({error}); delete that line, or write the file "
-                         "again with the stage that made it") from None
+        raise ValueError(
+            f"{path}, line {number}: not a trajectory ({error}); delete that line, or write the file "
+            "again with the stage that made it"
+        ) from None
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -237,15 +247,19 @@ def _page(body: str) -> str:
 
 def _line_html(kind: str, label: str, text: str) -> str:
     face = "" if kind in ("thought", "reflection") else "font-family:monospace;"
-    return (f'<div style="border-left:4px solid {_COLOURS[kind]};padding:1px 8px;margin:2px 0;{face}'
-            f'white-space:pre-wrap;overflow-wrap:anywhere"><b style="color:{_COLOURS[kind]}">{label}</b> '
-            f"{html.escape(text)}</div>")
+    return (
+        f'<div style="border-left:4px solid {_COLOURS[kind]};padding:1px 8px;margin:2px 0;{face}'
+        f'white-space:pre-wrap;overflow-wrap:anywhere"><b style="color:{_COLOURS[kind]}">{label}</b> '
+        f"{html.escape(text)}</div>"
+    )
 
 
 def _badge(trial: Trial) -> str:
     colour, word = ("#1a7f37", "success") if trial.success else ("#b42318", "failure")
-    return (f'<span style="background:{colour};color:#ffffff;border-radius:8px;padding:1px 8px">'
-            f"{word} · reward {trial.reward:.2f}</span>")
+    return (
+        f'<span style="background:{colour};color:#ffffff;border-radius:8px;padding:1px 8px">'
+        f"{word} · reward {trial.reward:.2f}</span>"
+    )
 
 
 def _trial_html(trial: Trial, title: str = "Trial", memory: bool = True) -> str:
@@ -313,8 +327,10 @@ def _authors_row(row: Any, where: str) -> AuthorsRow:
         return AuthorsRow(role, prompt, split_authors_output(row["output"], prompt), _number(row, "reward", where))
     last, current = (_number(row, name, where) for name in ("last_reward", "current_reward"))
     if (last is None) != (current is None):
-        raise ValueError(f"{where}: the field {'last_reward' if last is None else 'current_reward'!r} is missing; "
-                         "a reflector's reward needs both last_reward and current_reward")
+        raise ValueError(
+            f"{where}: the field {'last_reward' if last is None else 'current_reward'!r} is missing; "
+            "a reflector's reward needs both last_reward and current_reward"
+        )
     reward = None if last is None or current is None else reflector_reward(last, current)
     return AuthorsRow(role, prompt, [(row["output"], True)] if row["output"] else [], reward)
 

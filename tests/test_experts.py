@@ -19,7 +19,12 @@ from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.intercode_sql import InterCodeSQL
 from retroact_lib.experts import (
-    ChatExpert, ChatExpertError, ScriptedSQLExpert, expert_for, expert_trajectories, stable_seed,
+    ChatExpert,
+    ChatExpertError,
+    ScriptedSQLExpert,
+    expert_for,
+    expert_trajectories,
+    stable_seed,
 )
 from retroact_lib.sql_mistakes import MISTAKES, Mistake, Query, describe, draw_mistake, normalise
 
@@ -34,14 +39,15 @@ ROWS = {
 GOLD = {
     "count": ("How many singers are from France?", "SELECT COUNT(*) FROM singer WHERE Country = 'France'"),
     "distinct": ("Which different countries are there?", "SELECT DISTINCT Country FROM singer"),
-    "join": ("What are the titles of songs by singers from France?",
-             "SELECT T2.Title FROM singer AS T1 JOIN song AS T2\n ON T1.Singer_ID = T2.Singer_ID"
-             " WHERE T1.Country = 'France'"),
+    "join": (
+        "What are the titles of songs by singers from France?",
+        "SELECT T2.Title FROM singer AS T1 JOIN song AS T2\n ON T1.Singer_ID = T2.Singer_ID"
+        " WHERE T1.Country = 'France'",
+    ),
     "top": ("Who is the oldest singer?", "SELECT Name FROM singer ORDER BY Age DESC LIMIT 1"),
     "group": ("How many singers has each country?", "SELECT Country, COUNT(*) FROM singer GROUP BY Country"),
     "max": ("What is the highest age?", "SELECT MAX(Age) FROM singer"),
-    "except": ("Which singers have no song?",
-               "SELECT Singer_ID FROM singer EXCEPT SELECT Singer_ID FROM song"),
+    "except": ("Which singers have no song?", "SELECT Singer_ID FROM singer EXCEPT SELECT Singer_ID FROM song"),
 }
 TASKS = [Task(f"toy/{k}", question, k, {"db": "toy", "gold": gold}) for k, (question, gold) in GOLD.items()]
 
@@ -185,11 +191,14 @@ def test_a_tight_step_limit_leaves_room_for_the_query(toy, steps):
     assert len(trial.turns) <= steps and trial.success
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"max_trials": 0}, "max_trials must be at least 1, got 0"),
-    ({"max_steps": 0}, "max_steps must be at least 1"),
-    ({"mistake_rate": 1.5}, "mistake_rate must lie between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_trials": 0}, "max_trials must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"mistake_rate": 1.5}, "mistake_rate must lie between 0 and 1"),
+    ],
+)
 def test_bad_arguments(toy, arguments, message):
     with pytest.raises(ValueError, match=message):
         ScriptedSQLExpert().demonstrate(toy, TASKS[0], **arguments)
@@ -226,19 +235,22 @@ def test_every_kind_of_slip_changes_the_query_and_names_something():
     assert len(found) >= 16
 
 
-@pytest.mark.parametrize(("family", "kind", "sql"), [
-    ("count", "missing_filter", "SELECT COUNT(*) FROM singer"),
-    ("count", "missing_count", "SELECT * FROM singer WHERE Country = 'France'"),
-    ("count", "wrong_operator", "SELECT COUNT(*) FROM singer WHERE Country != 'France'"),
-    ("distinct", "forgotten_distinct", "SELECT Country FROM singer"),
-    ("join", "forgotten_join", "SELECT Title FROM singer WHERE Country = 'France'"),
-    ("top", "wrong_direction", "SELECT Name FROM singer ORDER BY Age ASC LIMIT 1"),
-    ("top", "missing_limit", "SELECT Name FROM singer ORDER BY Age DESC"),
-    ("top", "too_many_columns", "SELECT * FROM singer ORDER BY Age DESC LIMIT 1"),
-    ("group", "missing_group", "SELECT Country, COUNT(*) FROM singer"),
-    ("max", "wrong_aggregate", "SELECT MIN(Age) FROM singer"),
-    ("except", "missing_half", "SELECT Singer_ID FROM singer"),
-])
+@pytest.mark.parametrize(
+    ("family", "kind", "sql"),
+    [
+        ("count", "missing_filter", "SELECT COUNT(*) FROM singer"),
+        ("count", "missing_count", "SELECT * FROM singer WHERE Country = 'France'"),
+        ("count", "wrong_operator", "SELECT COUNT(*) FROM singer WHERE Country != 'France'"),
+        ("distinct", "forgotten_distinct", "SELECT Country FROM singer"),
+        ("join", "forgotten_join", "SELECT Title FROM singer WHERE Country = 'France'"),
+        ("top", "wrong_direction", "SELECT Name FROM singer ORDER BY Age ASC LIMIT 1"),
+        ("top", "missing_limit", "SELECT Name FROM singer ORDER BY Age DESC"),
+        ("top", "too_many_columns", "SELECT * FROM singer ORDER BY Age DESC LIMIT 1"),
+        ("group", "missing_group", "SELECT Country, COUNT(*) FROM singer"),
+        ("max", "wrong_aggregate", "SELECT MIN(Age) FROM singer"),
+        ("except", "missing_half", "SELECT Singer_ID FROM singer"),
+    ],
+)
 def test_slips_by_hand(family, kind, sql):
     mistake = MISTAKES[kind](Query(GOLD[family][1], TABLES), random.Random(0))
     assert mistake.sql.replace(" ASC", "") == sql.replace(" ASC", "")
@@ -256,7 +268,8 @@ def test_the_words_for_a_query():
     assert describe(Query(GOLD["count"][1], TABLES)) == "the number of rows from singer, where Country = 'France'"
     assert describe(Query(GOLD["top"][1], TABLES)) == "Name from singer, sorted by Age descending, first 1 only"
     assert describe(Query(GOLD["join"][1], TABLES)) == (
-        "Title from singer and song joined on Singer_ID, where Country = 'France'")
+        "Title from singer and song joined on Singer_ID, where Country = 'France'"
+    )
     assert normalise("SELECT  a\n FROM t WHERE b = 'x  y' ") == "SELECT a FROM t WHERE b = 'x  y'"
 
 
@@ -274,8 +287,14 @@ def test_the_same_under_every_hash_seed():
     outputs = set()
     for hash_seed in ("0", "1", "77"):
         environment = dict(os.environ, PYTHONHASHSEED=hash_seed)
-        done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True,
-                              check=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=os.path.dirname(os.path.dirname(__file__)),
+        )
         outputs.add(done.stdout)
     assert len(outputs) == 1 and "Trial 2" in outputs.pop()
 
@@ -301,8 +320,9 @@ def _kind(task, trajectory, env) -> str | None:
 
 def test_real_tasks_get_many_kinds_of_slip_and_end_well(real):
     env, tasks, trajectories = real
-    kinds = collections.Counter(_kind(t, x, env) for t, x in zip(tasks, trajectories, strict=True)
-                                if not x.trials[0].success)
+    kinds = collections.Counter(
+        _kind(t, x, env) for t, x in zip(tasks, trajectories, strict=True) if not x.trials[0].success
+    )
     assert len(kinds) >= 8, kinds
     assert sum(x.trials[-1].success for x in trajectories) == len(trajectories)
     failed = [x for x in trajectories if len(x.trials) > 1]
@@ -313,12 +333,16 @@ def test_real_tasks_get_many_kinds_of_slip_and_end_well(real):
 def test_real_reflections_are_short_and_concrete(real):
     env, tasks, trajectories = real
     for task, trajectory in zip(tasks, trajectories, strict=True):
-        names = {word.lower() for table, columns in env.schema(task.meta["db"]).items()
-                 for word in (table, *(name for name, _ in columns))}
+        names = {
+            word.lower()
+            for table, columns in env.schema(task.meta["db"]).items()
+            for word in (table, *(name for name, _ in columns))
+        }
         for reflection in trajectory.reflections:
             text = reflection.text.lower()
             concrete = any(name in text for name in names) or any(
-                word in text for word in ("number", "count", "distinct", "limit", "sort", "all columns"))
+                word in text for word in ("number", "count", "distinct", "limit", "sort", "all columns")
+            )
             assert concrete, reflection.text
             assert len(text.split()) <= 45 and normalise(task.meta["gold"]).lower() not in text
 
@@ -381,7 +405,8 @@ def test_chat_expert_plays_the_loop(toy, endpoint, monkeypatch):
     assert [t.success for t in trajectory.trials] == [False, True]
     assert trajectory.reflections[0].text == "I forgot France. I will add it."
     assert trajectory.trials[0].turns[0].text == prompts.agent_text(
-        1, "I count all singers.", "execute[SELECT COUNT(*) FROM singer]")
+        1, "I count all singers.", "execute[SELECT COUNT(*) FROM singer]"
+    )
     assert trajectory.trials[0].turns[0].observation == "[(4,)]"
     path, key, body = endpoint.requests[3]
     assert path == "/v1/chat/completions" and key == "Bearer secret" and body["model"] == "any-model"
@@ -407,13 +432,16 @@ def test_chat_expert_tries_again_after_passing_faults(endpoint):
     assert len(endpoint.requests) == 3
 
 
-@pytest.mark.parametrize(("answers", "message"), [
-    ([(401, "bad key")], "answered HTTP 401 Unauthorized: bad key"),
-    ([(500, "broken")] * 2, "answered HTTP 500 .*broken"),
-    ([(200, "<html>")], "sent no chat completion"),
-    ([(200, '{"choices": []}')], "sent no chat completion"),
-    ([(200, '{"choices": [{"message": {"content": null}}]}')], "sent no chat completion"),
-])
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([(401, "bad key")], "answered HTTP 401 Unauthorized: bad key"),
+        ([(500, "broken")] * 2, "answered HTTP 500 .*broken"),
+        ([(200, "<html>")], "sent no chat completion"),
+        ([(200, '{"choices": []}')], "sent no chat completion"),
+        ([(200, '{"choices": [{"message": {"content": null}}]}')], "sent no chat completion"),
+    ],
+)
 def test_chat_expert_faults_are_one_clear_error(endpoint, answers, message):
     endpoint.answers = list(answers)
     with pytest.raises(ChatExpertError, match=message) as caught:

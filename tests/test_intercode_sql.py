@@ -214,11 +214,21 @@ def test_long_listing_keeps_every_column_name():
 @pytest.mark.parametrize(
     "sql",
     [
-        "DROP TABLE singer", "DELETE FROM singer", "UPDATE singer SET Name = 'x'", "INSERT INTO singer VALUES (1)",
-        "CREATE TABLE t (a int)", "CREATE TEMP TABLE t AS SELECT 1", "ALTER TABLE singer RENAME TO s",
+        "DROP TABLE singer",
+        "DELETE FROM singer",
+        "UPDATE singer SET Name = 'x'",
+        "INSERT INTO singer VALUES (1)",
+        "CREATE TABLE t (a int)",
+        "CREATE TEMP TABLE t AS SELECT 1",
+        "ALTER TABLE singer RENAME TO s",
         "TRUNCATE singer",
-        "ATTACH DATABASE 'x.db' AS x", "PRAGMA writable_schema = 1", "VACUUM INTO 'x.db'", "BEGIN", "EXPLAIN SELECT 1",
-        "REPLACE INTO singer VALUES (1)", "SELECT * FROM pragma_table_info('singer')",
+        "ATTACH DATABASE 'x.db' AS x",
+        "PRAGMA writable_schema = 1",
+        "VACUUM INTO 'x.db'",
+        "BEGIN",
+        "EXPLAIN SELECT 1",
+        "REPLACE INTO singer VALUES (1)",
+        "SELECT * FROM pragma_table_info('singer')",
     ],
 )
 def test_only_reading_is_allowed(env, singers, sql):
@@ -230,9 +240,14 @@ def test_only_reading_is_allowed(env, singers, sql):
 @pytest.mark.parametrize(
     "sql",
     [
-        "SELECT load_extension('x')", "SELECT * FROM sqlite_master", "SELECT COUNT(*) FROM sqlite_schema",
-        "SELECT zeroblob(1000000000)", "WITH a AS (DELETE FROM singer) SELECT 1", "SELECT 1 INTO OUTFILE 'x'",
-        "WITH a AS (SELECT 1) DELETE FROM singer", "SELECT * FROM singer.singer",
+        "SELECT load_extension('x')",
+        "SELECT * FROM sqlite_master",
+        "SELECT COUNT(*) FROM sqlite_schema",
+        "SELECT zeroblob(1000000000)",
+        "WITH a AS (DELETE FROM singer) SELECT 1",
+        "SELECT 1 INTO OUTFILE 'x'",
+        "WITH a AS (SELECT 1) DELETE FROM singer",
+        "SELECT * FROM singer.singer",
     ],
 )
 def test_ways_around_reading_fail(env, sql):
@@ -455,8 +470,12 @@ def test_tasks_do_not_depend_on_the_hash_seed():
     seen = set()
     for seed in ("0", "1", "77"):
         made = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,
-            check=True, cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
         )
         seen.add(made.stdout)
     assert len(seen) == 1

@@ -37,7 +37,9 @@ def gradient(policy, row):
     batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
     for parameter in policy.parameters():
         parameter.grad = None
-    loss = losses.imitation_loss(policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role), batch.mask_BT)
+    loss = losses.imitation_loss(
+        policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role), batch.mask_BT
+    )
     loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), float(loss.detach())
 
@@ -111,10 +113,17 @@ def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, 
 
 
 def test_the_authors_rows_become_examples(policy, tmp_path):
-    trial = "Thought 1: Look.\nAction 1: execute[SHOW TABLES]\nObservation 1: [('singer',)]\nThought 2: Done.\nAction 2: submit"
+    trial = "Thought 1: Look.\nAction 1: execute[SHOW TABLES]\nObservation 1: [('singer',)]\nThought 2: Done.\n"
+    trial += "Action 2: submit"
     written = [
         {"input": "Question: How many?", "output": trial, "type": "planner", "reward": 0.5},
-        {"input": "It failed.", "output": " I should count.", "type": "reflector", "last_reward": 0.5, "current_reward": 1.0},
+        {
+            "input": "It failed.",
+            "output": " I should count.",
+            "type": "reflector",
+            "last_reward": 0.5,
+            "current_reward": 1.0,
+        },
         {"input": "It failed.", "output": "", "type": "reflector", "last_reward": 0.0, "current_reward": 1.0},
     ]
     (tmp_path / "rl.json").write_text(json.dumps(written))

@@ -301,8 +301,13 @@ def test_make_targets():
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert re.findall(r"^  (\w+)", done.stdout, re.MULTILINE) == [
-        "help", "setup", "test", "reproduce", "lab", "clean",
-    ]  # fmt: skip
+        "help",
+        "setup",
+        "test",
+        "reproduce",
+        "lab",
+        "clean",
+    ]
     script = ROOT / ".ci" / "run"
     assert "make test" in script.read_text() and os.access(script, os.X_OK)
 

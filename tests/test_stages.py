@@ -16,20 +16,34 @@ def config(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
     return load_config(
-        "smoke", checkpoint=str(tiny_checkpoint), compute_dtype="float32", il_tasks=4, rl_tasks=4, test_tasks=6,
-        max_steps=3, max_action_tokens=10, max_reflection_tokens=6, chunk=4, rows=3, lora_rank=2,
-    )  # fmt: skip
+        "smoke",
+        checkpoint=str(tiny_checkpoint),
+        compute_dtype="float32",
+        il_tasks=4,
+        rl_tasks=4,
+        test_tasks=6,
+        max_steps=3,
+        max_action_tokens=10,
+        max_reflection_tokens=6,
+        chunk=4,
+        rows=3,
+        lora_rank=2,
+    )
 
 
 def play(config, tasks, rows, order=1):
     policy = Policy.load(config.policy, seed=0)
     how = config.change(rows=rows, trials=2).rollout
     episodes = [(task, 7) for task in tasks][::order]
-    return [t for _, t in sorted(rollout.rollouts(policy, stages.environment(config), episodes, how), key=lambda p: p[0])][::order]
+    return [
+        t for _, t in sorted(rollout.rollouts(policy, stages.environment(config), episodes, how), key=lambda p: p[0])
+    ][::order]
 
 
 def essence(trajectories):
-    return [[(turn.ids, turn.action, turn.observation) for trial in t.trials for turn in trial.turns] for t in trajectories]
+    return [
+        [(turn.ids, turn.action, turn.observation) for trial in t.trials for turn in trial.turns] for t in trajectories
+    ]
 
 
 def test_rollouts_do_not_depend_on_batch_size_or_order(config):
@@ -53,7 +67,7 @@ def test_every_trial_is_scored_on_its_own(config):
 def test_plain_retry_writes_no_reflection(config):
     how = config.change(reflect=False, trials=2).rollout
     policy, env = Policy.load(config.policy), stages.environment(config)
-    (_, trajectory), = rollout.rollouts(policy, env, [(stages.task_sets(config)["test"][0], 0)], how)
+    ((_, trajectory),) = rollout.rollouts(policy, env, [(stages.task_sets(config)["test"][0], 0)], how)
     assert len(trajectory.trials) == 2 and not trajectory.reflections and not trajectory.trials[1].reflections
 
 

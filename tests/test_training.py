@@ -152,7 +152,17 @@ def episode(policy, text, temperature=0.0, turns=3):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
-    names = ["Ann", "Bob the builder of very long bridges", "Cy", "Dora and her dog", "Eve", "Finn", "Gil", "Hanna", "Ida"]
+    names = [
+        "Ann",
+        "Bob the builder of very long bridges",
+        "Cy",
+        "Dora and her dog",
+        "Eve",
+        "Finn",
+        "Gil",
+        "Hanna",
+        "Ida",
+    ]
     alone = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=1))
     batched = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=8, read_tokens=60))
     turned = dict(decode(policy, [episode(policy, n, temperature) for n in names[::-1]], rows=4))

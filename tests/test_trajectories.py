@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from retroact_lib.trajectories import (
-    Reflection, Trajectory, Trial, Turn, append_trajectories, read_authors_file, read_trajectories, reflector_reward,
-    split_authors_output, write_trajectories,
+    Reflection,
+    Trajectory,
+    Trial,
+    Turn,
+    append_trajectories,
+    read_authors_file,
+    read_trajectories,
+    reflector_reward,
+    split_authors_output,
+    write_trajectories,
 )
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -19,20 +27,34 @@ SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def example(i: int = 0) -> Trajectory:
     rng = random.Random(i)
-    failed = Trial([], [
-        Turn(" I look.\nAction 1: execute[SHOW TABLES]\n", "execute[SHOW TABLES]", "[('singer',)]", [5, 6],
-             [-rng.random() * 9, -1e-17]),
-        Turn(" Done – <b>é\u2028\nAction 2: submit\n", "submit", "", None, None)], 1 / 3, False)
+    failed = Trial(
+        [],
+        [
+            Turn(
+                " I look.\nAction 1: execute[SHOW TABLES]\n",
+                "execute[SHOW TABLES]",
+                "[('singer',)]",
+                [5, 6],
+                [-rng.random() * 9, -1e-17],
+            ),
+            Turn(" Done – <b>é\u2028\nAction 2: submit\n", "submit", "", None, None),
+        ],
+        1 / 3,
+        False,
+    )
     solved = Trial(["Look & think."], [Turn(" Now.\nAction 1: submit\n", "submit", "x")], 1.0, True)
-    return Trajectory(f"task/{i}", "How many <i>singers</i>?", "count", [failed, solved],
-                      [Reflection("Look & think.", [1], [-0.1])])
+    return Trajectory(
+        f"task/{i}", "How many <i>singers</i>?", "count", [failed, solved], [Reflection("Look & think.", [1], [-0.1])]
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- rewards
 
 
-@pytest.mark.parametrize(("previous", "current", "c", "expected"), [
-    (0.0, 1.0, 1.0, 1.0), (0.5, 1.0, 1.0, 0.75), (1.0, 0.0, 1.0, -2.0), (0.4, 0.4, 1.0, 0.0), (0.5, 1.0, 2.0, 0.625)])
+@pytest.mark.parametrize(
+    ("previous", "current", "c", "expected"),
+    [(0.0, 1.0, 1.0, 1.0), (0.5, 1.0, 1.0, 0.75), (1.0, 0.0, 1.0, -2.0), (0.4, 0.4, 1.0, 0.0), (0.5, 1.0, 2.0, 0.625)],
+)
 def test_reflector_reward(previous, current, c, expected):
     assert reflector_reward(previous, current, c) == pytest.approx(expected)
 
@@ -91,13 +113,16 @@ def test_recovery_at_every_cut(tmp_path):
         assert read_trajectories(path) == [*expected, rows[0]]
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    (b'{"task_id": "x"}', "fields task_id, question"),
-    (b"[1]", "should be an object"),
-    (b"{nonsense", "Expecting property name"),
-    (b"\xff\xfe\x00", "codec can't decode"),
-    (b"", "Expecting value"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"task_id": "x"}', "fields task_id, question"),
+        (b"[1]", "should be an object"),
+        (b"{nonsense", "Expecting property name"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"", "Expecting value"),
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path, line, message):
     path = tmp_path / "t.jsonl"
     write_trajectories(path, [example(), example(1)])
@@ -108,13 +133,16 @@ def test_a_damaged_line_is_named(tmp_path, line, message):
             read_trajectories(path, recover=recover)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.update(question=3), "trajectory.question should be of type str, got int"),
-    (lambda t: t.update(trials={}), "trajectory.trials should be a list"),
-    (lambda t: t["trials"][0].update(success=1), "trajectory.trials.success should be of type bool, got int"),
-    (lambda t: t["trials"][0]["turns"][0].update(ids=["a"]), "turns.ids should be of type int, got str"),
-    (lambda t: t["trials"][0]["turns"][0].pop("action"), "turns should be an object with the fields text, action"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(question=3), "trajectory.question should be of type str, got int"),
+        (lambda t: t.update(trials={}), "trajectory.trials should be a list"),
+        (lambda t: t["trials"][0].update(success=1), "trajectory.trials.success should be of type bool, got int"),
+        (lambda t: t["trials"][0]["turns"][0].update(ids=["a"]), "turns.ids should be of type int, got str"),
+        (lambda t: t["trials"][0]["turns"][0].pop("action"), "turns should be an object with the fields text, action"),
+    ],
+)
 def test_wrong_types_are_named(tmp_path, change, message):
     path = tmp_path / "t.jsonl"
     write_trajectories(path, [example()])
@@ -144,8 +172,16 @@ def test_html_is_escaped_and_complete():
     page = example()._repr_html_()
     assert "<i>" not in page and "&lt;i&gt;singers" in page
     assert page.count("Reflection 1") == 1 and "Look &amp; think." in page
-    for text in ("Thought 1", "Action 2", "Observation 1", "Trial 1", "Trial 2", "failure · reward 0.33",
-                 "success · reward 1.00", "[(&#x27;singer&#x27;,)]"):
+    for text in (
+        "Thought 1",
+        "Action 2",
+        "Observation 1",
+        "Trial 1",
+        "Trial 2",
+        "failure · reward 0.33",
+        "success · reward 1.00",
+        "[(&#x27;singer&#x27;,)]",
+    ):
         assert text in page, text
     assert page.count("<div") == page.count("</div>") and "<style" not in page and "<script" not in page
     single = example().trials[1]._repr_html_()
@@ -166,9 +202,11 @@ def test_an_empty_trajectory_renders():
 
 # --------------------------------------------------------------------------------------------- the authors' files
 
-NUMBERED = ("Thought 1: I look at the tables. Observation 7: is only said here.\nAction 1: execute[SHOW TABLES]\n"
-            "Observation 1: [('a',)]\nsecond line\n\nThought: not a cue\nThought 2: Observation of a table\n"
-            "Action 2: submit\nObservation 2: [(1,),\n(2,)]\n\nSTATUS: FAIL\nREWARD: 0.25")
+NUMBERED = (
+    "Thought 1: I look at the tables. Observation 7: is only said here.\nAction 1: execute[SHOW TABLES]\n"
+    "Observation 1: [('a',)]\nsecond line\n\nThought: not a cue\nThought 2: Observation of a table\n"
+    "Action 2: submit\nObservation 2: [(1,),\n(2,)]\n\nSTATUS: FAIL\nREWARD: 0.25"
+)
 
 
 def test_numbered_observations_are_the_environments():
@@ -184,20 +222,31 @@ def test_numbered_observations_are_the_environments():
 def test_alfworld_commands_are_the_agents():
     output = "> think: I need a mug.\nOK.\n> go to desk 1\nOn the desk 1, you see a mug 1.\n\n> take mug 1\nTaken."
     assert split_authors_output(output) == [
-        ("> think: I need a mug.\n", True), ("OK.\n", False), ("> go to desk 1\n", True),
-        ("On the desk 1, you see a mug 1.\n\n", False), ("> take mug 1\n", True), ("Taken.", False)]
+        ("> think: I need a mug.\n", True),
+        ("OK.\n", False),
+        ("> go to desk 1\n", True),
+        ("On the desk 1, you see a mug 1.\n\n", False),
+        ("> take mug 1\n", True),
+        ("Taken.", False),
+    ]
     assert split_authors_output(" go to desk 1\nNothing.\n> look\n", prompt="Here is the task.\n>") == [
-        (" go to desk 1\n", True), ("Nothing.\n", False), ("> look\n", True)]
+        (" go to desk 1\n", True),
+        ("Nothing.\n", False),
+        ("> look\n", True),
+    ]
 
 
-@pytest.mark.parametrize(("output", "agent"), [
-    ("", ""),
-    ("just some words", "just some words"),
-    ("Thought 1: a\nAction 1: submit\n\nSTATUS: OK", " a\nAction 1: submit"),
-    ("Thought 1: a\nAction 1: x[1 > 2]\nObservation 1: b", " a\nAction 1: x[1 > 2]\n"),
-    (" a\nAction 1: x\nObservation 1: b\nThought 2: c\nAction 2: y", " a\nAction 1: x\n c\nAction 2: y"),
-    ("Thought 9: a\nAction 9: x\nObservation 9: Thought 10: no\nThought 10: c", " a\nAction 9: x\n c"),
-])
+@pytest.mark.parametrize(
+    ("output", "agent"),
+    [
+        ("", ""),
+        ("just some words", "just some words"),
+        ("Thought 1: a\nAction 1: submit\n\nSTATUS: OK", " a\nAction 1: submit"),
+        ("Thought 1: a\nAction 1: x[1 > 2]\nObservation 1: b", " a\nAction 1: x[1 > 2]\n"),
+        (" a\nAction 1: x\nObservation 1: b\nThought 2: c\nAction 2: y", " a\nAction 1: x\n c\nAction 2: y"),
+        ("Thought 9: a\nAction 9: x\nObservation 9: Thought 10: no\nThought 10: c", " a\nAction 9: x\n c"),
+    ],
+)
 def test_what_the_agent_wrote(output, agent):
     segments = split_authors_output(output)
     assert "".join(text for text, _ in segments) == output
@@ -207,8 +256,20 @@ def test_what_the_agent_wrote(output, agent):
 
 
 def test_any_mixture_of_lines_joins_back():
-    pieces = ["Thought 1:", "Thought 2: x", "Action 1: execute[a]", "Observation 1: b", "> look", "", "STATUS: OK",
-              "REWARD: 1", "Observation 2:", "plain", "\r", "\u2028"]
+    pieces = [
+        "Thought 1:",
+        "Thought 2: x",
+        "Action 1: execute[a]",
+        "Observation 1: b",
+        "> look",
+        "",
+        "STATUS: OK",
+        "REWARD: 1",
+        "Observation 2:",
+        "plain",
+        "\r",
+        "\u2028",
+    ]
     rng = random.Random(0)
     for _ in range(2000):
         output = "".join(rng.choice(pieces) + rng.choice(["\n", "\n", ""]) for _ in range(rng.randrange(12)))
@@ -217,12 +278,22 @@ def test_any_mixture_of_lines_joins_back():
 
 def test_rows(tmp_path):
     path = tmp_path / "rl.json"
-    path.write_text(json.dumps([
-        {"instruction": "", "input": "p", "output": NUMBERED, "type": "planner", "reward": 1},
-        {"instruction": "Be brief.", "input": "q", "output": " plan", "type": "reflector", "last_reward": 0.5,
-         "current_reward": 1},
-        {"input": "p", "output": "", "type": "reflector"},
-    ]))
+    path.write_text(
+        json.dumps(
+            [
+                {"instruction": "", "input": "p", "output": NUMBERED, "type": "planner", "reward": 1},
+                {
+                    "instruction": "Be brief.",
+                    "input": "q",
+                    "output": " plan",
+                    "type": "reflector",
+                    "last_reward": 0.5,
+                    "current_reward": 1,
+                },
+                {"input": "p", "output": "", "type": "reflector"},
+            ]
+        )
+    )
     planner, reflector, empty = read_authors_file(path)
     assert (planner.role, planner.prompt, planner.reward, len(planner.segments)) == ("planner", "p", 1.0, 5)
     assert (reflector.prompt, reflector.segments, reflector.reward) == ("Be brief.\nq", [(" plan", True)], 0.75)
@@ -232,19 +303,22 @@ def test_rows(tmp_path):
 GOOD = {"input": "p", "output": "o", "type": "planner"}
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("{not json", r"f\.json is not JSON"),
-    ('{"input": "p"}', r"f\.json holds a JSON dict; expected a list"),
-    (["x"], r"f\.json, row 0: expected an object"),
-    ([GOOD, {"input": "p", "type": "planner"}], r"f\.json, row 1: the field 'output' is missing"),
-    ([GOOD | {"output": None}], "row 0: the field 'output' should be text, got NoneType"),
-    ([GOOD | {"type": "critic"}], "row 0: the field 'type' should be planner or reflector, got 'critic'"),
-    ([GOOD | {"reward": "1"}], "the field 'reward' should be a finite number, got '1'"),
-    ([GOOD | {"reward": True}], "the field 'reward' should be a finite number, got True"),
-    ([GOOD | {"instruction": 3}], "the field 'instruction' should be text"),
-    ([GOOD | {"type": "reflector", "last_reward": 0}], "the field 'current_reward' is missing"),
-    ([GOOD | {"type": "reflector", "current_reward": 0}], "the field 'last_reward' is missing"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{not json", r"f\.json is not JSON"),
+        ('{"input": "p"}', r"f\.json holds a JSON dict; expected a list"),
+        (["x"], r"f\.json, row 0: expected an object"),
+        ([GOOD, {"input": "p", "type": "planner"}], r"f\.json, row 1: the field 'output' is missing"),
+        ([GOOD | {"output": None}], "row 0: the field 'output' should be text, got NoneType"),
+        ([GOOD | {"type": "critic"}], "row 0: the field 'type' should be planner or reflector, got 'critic'"),
+        ([GOOD | {"reward": "1"}], "the field 'reward' should be a finite number, got '1'"),
+        ([GOOD | {"reward": True}], "the field 'reward' should be a finite number, got True"),
+        ([GOOD | {"instruction": 3}], "the field 'instruction' should be text"),
+        ([GOOD | {"type": "reflector", "last_reward": 0}], "the field 'current_reward' is missing"),
+        ([GOOD | {"type": "reflector", "current_reward": 0}], "the field 'last_reward' is missing"),
+    ],
+)
 def test_malformed_files(tmp_path, content, message):
     path = tmp_path / "f.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))

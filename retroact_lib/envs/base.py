@@ -44,7 +44,7 @@ class Episode(ABC):
     def reward(self) -> float:
         """The evaluator's verdict in [0, 1] on the present state: what a trial cut off at the step limit earns."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give back what the episode holds."""
 
 

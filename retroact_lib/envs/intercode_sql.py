@@ -33,13 +33,26 @@ from retroact_lib.paths import cache_dir
 
 DATABASES: dict[str, tuple[str, ...]] = {
     "train": (
-        "concert_singer", "singer", "world_1", "flight_2", "car_1", "employee_hire_evaluation", "poker_player",
-        "real_estate_properties", "voter_1",
+        "concert_singer",
+        "singer",
+        "world_1",
+        "flight_2",
+        "car_1",
+        "employee_hire_evaluation",
+        "poker_player",
+        "real_estate_properties",
+        "voter_1",
     ),
     "validation": ("tvshow", "orchestra", "museum_visit"),
     "test": (
-        "pets_1", "course_teach", "network_1", "student_transcripts_tracking", "dog_kennels", "cre_Doc_Template_Mgt",
-        "battle_death", "wta_1",
+        "pets_1",
+        "course_teach",
+        "network_1",
+        "student_transcripts_tracking",
+        "dog_kennels",
+        "cre_Doc_Template_Mgt",
+        "battle_death",
+        "wta_1",
     ),
 }
 """Databases by split, none in two. The test databases are those of the 23 real questions; wta_1's tables are empty."""
@@ -191,8 +204,11 @@ class InterCodeSQL(Env):
             except ValueError as error:
                 broken.append(f"entry {number}: {error}")
         if broken:
-            warnings.warn(f"{len(broken)} of {len(entries)} questions are left out, their gold SQL does not run "
-                          f"(first: {broken[0]}).", stacklevel=4)
+            warnings.warn(
+                f"{len(broken)} of {len(entries)} questions are left out, their gold SQL does not run "
+                f"(first: {broken[0]}).",
+                stacklevel=4,
+            )
         return tasks
 
     def _official(self) -> list[dict[str, str]]:

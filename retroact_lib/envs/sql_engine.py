@@ -30,9 +30,7 @@ MAX_EXPANDED_TABLES = 200
 
 _DENIED = "{} command denied to user 'agent'@'localhost'"
 _TIMED_OUT = "Query execution was interrupted, maximum statement execution time exceeded"
-_TOO_LARGE = (
-    f"Query execution was interrupted, the result exceeds {MAX_ROWS} rows or {MAX_RESULT_CHARS} characters"
-)
+_TOO_LARGE = f"Query execution was interrupted, the result exceeds {MAX_ROWS} rows or {MAX_RESULT_CHARS} characters"
 _SYNTAX = (
     "You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version for the "
     "right syntax to use near '{}' at line {}"

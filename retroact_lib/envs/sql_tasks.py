@@ -72,18 +72,24 @@ class View:
     def numbers(self) -> list[str]:
         """Quantities: numeric, neither keys nor codes, at least three values, no NULL."""
         return [
-            c for c in self._usable
-            if self.types[c] in ("int", "double", "float", "decimal") and not _ID_LIKE.search(c)
-            and c not in self.foreign and c not in self.table.primary_key
-            and len(set(self.values[c])) >= 3 and None not in self.values[c]
+            c
+            for c in self._usable
+            if self.types[c] in ("int", "double", "float", "decimal")
+            and not _ID_LIKE.search(c)
+            and c not in self.foreign
+            and c not in self.table.primary_key
+            and len(set(self.values[c])) >= 3
+            and None not in self.values[c]
         ]
 
     @cached_property
     def texts(self) -> list[str]:
         """Text columns without NULL that a question can quote or ask for."""
         return [
-            c for c in self._usable
-            if self.types[c] in ("text", "char", "varchar") and None not in self.values[c]
+            c
+            for c in self._usable
+            if self.types[c] in ("text", "char", "varchar")
+            and None not in self.values[c]
             and sum(bool(_PLAIN_TEXT.fullmatch(v)) for v in self.values[c]) > self.size / 2
         ]
 
@@ -222,9 +228,14 @@ def _count(_: str, views: dict[str, View], __: random.Random) -> Iterator[Draft]
     for view in views.values():
         many = view.words.many
         yield _draft(
-            view, f"SELECT COUNT(*) FROM {quoted(view.name)}", [],
-            f"How many {many} are there?", f"What is the number of {many}?", f"Count the {many}.",
-            f"Find the total number of {many}.", f"How many {many} are recorded in the database?",
+            view,
+            f"SELECT COUNT(*) FROM {quoted(view.name)}",
+            [],
+            f"How many {many} are there?",
+            f"What is the number of {many}?",
+            f"Count the {many}.",
+            f"Find the total number of {many}.",
+            f"How many {many} are recorded in the database?",
             f"Give the number of {many} that are recorded.",
         )
 
@@ -234,9 +245,13 @@ def _count_filter(_: str, views: dict[str, View], rng: random.Random) -> Iterato
         many = view.words.many
         for on in [*_equalities(view, rng, view.categories), *_comparisons(view, rng)]:
             yield _draft(
-                view, f"SELECT COUNT(*) FROM {quoted(view.name)} WHERE {on.sql}", [on.column],
-                f"How many {many} are there {on.words}?", f"What is the number of {many} {on.words}?",
-                f"Count the {many} {on.words}.", f"Find the number of {many} {on.words}.",
+                view,
+                f"SELECT COUNT(*) FROM {quoted(view.name)} WHERE {on.sql}",
+                [on.column],
+                f"How many {many} are there {on.words}?",
+                f"What is the number of {many} {on.words}?",
+                f"Count the {many} {on.words}.",
+                f"Find the number of {many} {on.words}.",
             )
 
 
@@ -253,10 +268,13 @@ def _aggregate(_: str, views: dict[str, View], rng: random.Random) -> Iterator[D
                 which = f"all {many}" if on is None else f"the {many} {on.words}"
                 where = "" if on is None else f" WHERE {on.sql}"
                 yield _draft(
-                    view, f"SELECT {function}({quoted(column)}) FROM {quoted(view.name)}{where}",
+                    view,
+                    f"SELECT {function}({quoted(column)}) FROM {quoted(view.name)}{where}",
                     [column] + ([on.column] if on else []),
-                    f"What is the {adjective} {spoken} of {which}?", f"Find the {adjective} {spoken} of {which}.",
-                    f"Among {which}, what is the {adjective} {spoken}?", f"Give the {adjective} {spoken} of {which}.",
+                    f"What is the {adjective} {spoken} of {which}?",
+                    f"Find the {adjective} {spoken} of {which}.",
+                    f"Among {which}, what is the {adjective} {spoken}?",
+                    f"Give the {adjective} {spoken} of {which}.",
                 )
 
 
@@ -264,9 +282,13 @@ def _listing(view: View, on: Condition, rng: random.Random) -> Iterator[Draft]:
     many = view.words.many
     for what, select, columns in _selections(view, on.column, rng):
         yield _draft(
-            view, f"SELECT {select} FROM {quoted(view.name)} WHERE {on.sql}", [*columns, on.column],
-            f"What are the {what} of the {many} {on.words}?", f"List the {what} of the {many} {on.words}.",
-            f"Show the {what} of all {many} {on.words}.", f"Find the {what} of the {many} {on.words}.",
+            view,
+            f"SELECT {select} FROM {quoted(view.name)} WHERE {on.sql}",
+            [*columns, on.column],
+            f"What are the {what} of the {many} {on.words}?",
+            f"List the {what} of the {many} {on.words}.",
+            f"Show the {what} of all {many} {on.words}.",
+            f"Find the {what} of the {many} {on.words}.",
         )
 
 
@@ -326,7 +348,8 @@ def _superlative(_: str, views: dict[str, View], rng: random.Random) -> Iterator
         for column in view.numbers:
             year = view.is_year(column)
             for best, direction, word in (
-                (max, " DESC", "latest" if year else "highest"), (min, "", "earliest" if year else "lowest")
+                (max, " DESC", "latest" if year else "highest"),
+                (min, "", "earliest" if year else "lowest"),
             ):
                 if view.values[column].count(best(view.values[column])) > 1:
                     continue
@@ -335,8 +358,11 @@ def _superlative(_: str, views: dict[str, View], rng: random.Random) -> Iterator
                     which = f"the {one} with the {word} {view.say(column)}"
                     by = f"ORDER BY {quoted(column)}{direction} LIMIT 1"
                     yield _draft(
-                        view, f"SELECT {quoted(asked)} FROM {quoted(view.name)} {by}", [asked, column],
-                        f"What is the {what} of {which}?", f"Find the {what} of {which}.",
+                        view,
+                        f"SELECT {quoted(asked)} FROM {quoted(view.name)} {by}",
+                        [asked, column],
+                        f"What is the {what} of {which}?",
+                        f"Find the {what} of {which}.",
                         f"Give the {what} of {which}.",
                         f"Which {one} has the {word} {view.say(column)}? Show its {what}.",
                     )
@@ -357,7 +383,9 @@ def _order(_: str, views: dict[str, View], rng: random.Random) -> Iterator[Draft
                 what, by = plural(view.say(label)), view.say(column)
                 if top:
                     yield _draft(
-                        view, f"{gold} LIMIT {top}", [label, column],
+                        view,
+                        f"{gold} LIMIT {top}",
+                        [label, column],
                         f"What are the {what} of the {top} {many} with the {end} {by}, in {word} order?",
                         f"List the {what} of the {top} {many} with the {end} {by}, in {word} order of {by}.",
                         f"Show the {what} of the top {top} {many} when sorted by {by} in {word} order.",
@@ -365,7 +393,9 @@ def _order(_: str, views: dict[str, View], rng: random.Random) -> Iterator[Draft
                     )
                 else:
                     yield _draft(
-                        view, gold, [label, column],
+                        view,
+                        gold,
+                        [label, column],
                         f"List the {what} of all {many} in {word} order of {by}.",
                         f"What are the {what} of all {many}, sorted by {by} in {word} order?",
                         f"Show the {what} of the {many} ordered by {by}, {word}.",
@@ -393,10 +423,13 @@ def _distinct(_: str, views: dict[str, View], rng: random.Random) -> Iterator[Dr
                 which = f"all {many}" if on is None else f"the {many} {on.words}"
                 where = "" if on is None else f" WHERE {on.sql}"
                 yield _draft(
-                    view, f"SELECT DISTINCT {quoted(column)} FROM {quoted(view.name)}{where}",
+                    view,
+                    f"SELECT DISTINCT {quoted(column)} FROM {quoted(view.name)}{where}",
                     [column] + ([on.column] if on else []),
-                    f"What are the different {what} of {which}?", f"List the distinct {what} of {which}.",
-                    f"Show all different {what} of {which}.", f"Find the distinct {what} of {which}.",
+                    f"What are the different {what} of {which}?",
+                    f"List the distinct {what} of {which}.",
+                    f"Show all different {what} of {which}.",
+                    f"Find the distinct {what} of {which}.",
                 )
 
 
@@ -411,9 +444,11 @@ def _count_distinct(_: str, views: dict[str, View], rng: random.Random) -> Itera
                 which = f"all {many}" if on is None else f"the {many} {on.words}"
                 where = "" if on is None else f" WHERE {on.sql}"
                 yield _draft(
-                    view, f"SELECT COUNT(DISTINCT {quoted(column)}) FROM {quoted(view.name)}{where}",
+                    view,
+                    f"SELECT COUNT(DISTINCT {quoted(column)}) FROM {quoted(view.name)}{where}",
                     [column] + ([on.column] if on else []),
-                    f"How many different {what} do {which} have?", f"Count the distinct {what} of {which}.",
+                    f"How many different {what} do {which} have?",
+                    f"Count the distinct {what} of {which}.",
                     f"What is the number of different {what} of {which}?",
                     f"Find the number of distinct {what} of {which}.",
                 )
@@ -429,7 +464,8 @@ def _group_count(_: str, views: dict[str, View], rng: random.Random) -> Iterator
                     continue
                 which, where = (many, "") if on is None else (f"{many} {on.words}", f" WHERE {on.sql}")
                 yield _draft(
-                    view, f"SELECT {name}, COUNT(*) FROM {quoted(view.name)}{where} GROUP BY {name}",
+                    view,
+                    f"SELECT {name}, COUNT(*) FROM {quoted(view.name)}{where} GROUP BY {name}",
                     [column] + ([on.column] if on else []),
                     f"For each {what}, how many {which} are there? Show the {what} and the count.",
                     f"Show each {what} and the number of {which} for it.",
@@ -447,14 +483,20 @@ def _group_having(_: str, views: dict[str, View], __: random.Random) -> Iterator
             for least in range(2, min(counts[-1], 12) + 1):
                 gold = f"SELECT {name} FROM {quoted(view.name)} GROUP BY {name} HAVING COUNT(*)"
                 yield _draft(
-                    view, f"{gold} >= {least}", [column],
-                    f"Which {what} have at least {least} {many}?", f"List the {what} with at least {least} {many}.",
+                    view,
+                    f"{gold} >= {least}",
+                    [column],
+                    f"Which {what} have at least {least} {many}?",
+                    f"List the {what} with at least {least} {many}.",
                     f"Find the {what} shared by at least {least} {many}.",
                     f"Show the {what} that {least} or more {many} have.",
                 )
                 yield _draft(
-                    view, f"{gold} < {least}", [column],
-                    f"Which {what} have fewer than {least} {many}?", f"List the {what} with fewer than {least} {many}.",
+                    view,
+                    f"{gold} < {least}",
+                    [column],
+                    f"Which {what} have fewer than {least} {many}?",
+                    f"List the {what} with fewer than {least} {many}.",
                     f"Find the {what} shared by fewer than {least} {many}.",
                     f"Show the {what} that fewer than {least} {many} have.",
                 )
@@ -467,14 +509,19 @@ def _group_top(_: str, views: dict[str, View], __: random.Random) -> Iterator[Dr
             name, what = quoted(column), view.say(column)
             counts = sorted(Counter(map(_folded, view.values[column])).values())
             for direction, word, tied in (
-                (" DESC", "most", counts[-1] == counts[-2]), ("", "fewest", counts[0] == counts[1])
+                (" DESC", "most", counts[-1] == counts[-2]),
+                ("", "fewest", counts[0] == counts[1]),
             ):
                 if not tied:
                     order = f"GROUP BY {name} ORDER BY COUNT(*){direction} LIMIT 1"
                     yield _draft(
-                        view, f"SELECT {name} FROM {quoted(view.name)} {order}", [column],
-                        f"Which {what} has the {word} {many}?", f"What is the {what} with the {word} {many}?",
-                        f"Find the {what} that the {word} {many} have.", f"Give the {what} with the {word} {many}.",
+                        view,
+                        f"SELECT {name} FROM {quoted(view.name)} {order}",
+                        [column],
+                        f"Which {what} has the {word} {many}?",
+                        f"What is the {what} with the {word} {many}?",
+                        f"Find the {what} that the {word} {many} have.",
+                        f"Give the {what} with the {word} {many}.",
                     )
 
 
@@ -490,8 +537,10 @@ def _group_aggregate(_: str, views: dict[str, View], __: random.Random) -> Itera
                 for function, word in kinds + ([] if year else [("AVG", "average")]):
                     what, by = f"{word} {view.say(column)}", view.say(group)
                     yield _draft(
-                        view, f"SELECT {quoted(group)}, {function}({quoted(column)}) FROM {quoted(view.name)} "
-                        f"GROUP BY {quoted(group)}", [group, column],
+                        view,
+                        f"SELECT {quoted(group)}, {function}({quoted(column)}) FROM {quoted(view.name)} "
+                        f"GROUP BY {quoted(group)}",
+                        [group, column],
                         f"For each {by}, what is the {what} of the {many}? Show the {by} and the {what}.",
                         f"Show each {by} and the {what} of its {many}.",
                         f"List every {by} with the {what} of the {many} that have it.",
@@ -540,9 +589,14 @@ def _join_filter(database: str, views: dict[str, View], rng: random.Random) -> I
                 select = ", ".join(f"T1.{part}" for part in select.split(", "))
                 which = f"the {child.words.many} {link.words} the {parent.words.one} {on.words}"
                 yield _draft(
-                    child, f"SELECT {select} {link.join(child)} WHERE T2.{on.sql}", [*columns, on.column],
-                    f"What are the {what} of {which}?", f"List the {what} of {which}.", f"Show the {what} of {which}.",
-                    f"Find the {what} of {which}.", tables=both,
+                    child,
+                    f"SELECT {select} {link.join(child)} WHERE T2.{on.sql}",
+                    [*columns, on.column],
+                    f"What are the {what} of {which}?",
+                    f"List the {what} of {which}.",
+                    f"Show the {what} of {which}.",
+                    f"Find the {what} of {which}.",
+                    tables=both,
                 )
         if not _alone(link):
             continue
@@ -550,9 +604,14 @@ def _join_filter(database: str, views: dict[str, View], rng: random.Random) -> I
             what, label = plural(parent.say(parent.label)), quoted(parent.label)
             which = f"the {parent.words.many} that have at least one of the {child.words.many} {on.words}"
             yield _draft(
-                parent, f"SELECT DISTINCT T1.{label} {link.join(parent)} WHERE T2.{on.sql}", [parent.label, on.column],
-                f"What are the different {what} of {which}?", f"List the distinct {what} of {which}.",
-                f"Show the different {what} of {which}.", f"Find the distinct {what} of {which}.", tables=both[::-1],
+                parent,
+                f"SELECT DISTINCT T1.{label} {link.join(parent)} WHERE T2.{on.sql}",
+                [parent.label, on.column],
+                f"What are the different {what} of {which}?",
+                f"List the distinct {what} of {which}.",
+                f"Show the different {what} of {which}.",
+                f"Find the distinct {what} of {which}.",
+                tables=both[::-1],
             )
 
 
@@ -563,14 +622,21 @@ def _join_count(database: str, views: dict[str, View], rng: random.Random) -> It
         for on in _equalities(parent, rng, parent.texts):
             which = f"{many} {link.words} the {one} {on.words}"
             yield _draft(
-                child, f"SELECT COUNT(*) {link.join(child)} WHERE T2.{on.sql}", [on.column],
-                f"How many {which} are there?", f"What is the number of {which}?", f"Count the {which}.",
-                f"Find the number of {which}.", tables=(child.name, parent.name),
+                child,
+                f"SELECT COUNT(*) {link.join(child)} WHERE T2.{on.sql}",
+                [on.column],
+                f"How many {which} are there?",
+                f"What is the number of {which}?",
+                f"Count the {which}.",
+                f"Find the number of {which}.",
+                tables=(child.name, parent.name),
             )
         label, what = quoted(parent.label), parent.say(parent.label)
         if _alone(link) and len(set(parent.values[parent.label])) == parent.size:
             yield _draft(
-                parent, f"SELECT T1.{label}, COUNT(*) {link.join(parent)} GROUP BY T1.{label}", [parent.label],
+                parent,
+                f"SELECT T1.{label}, COUNT(*) {link.join(parent)} GROUP BY T1.{label}",
+                [parent.label],
                 f"For each {one} that has {many}, show its {what} and the number of {many}.",
                 f"What are the {plural(what)} of the {parent.words.many} that have {many}, and how many has each?",
                 f"List the {what} and the number of {many} of every {one} that has {many}.",
@@ -589,12 +655,14 @@ def _join_top(database: str, views: dict[str, View], _: random.Random) -> Iterat
             what, many, one = parent.say(asked), child.words.many, parent.words.one
             key = f"T1.{quoted(link.key)}"
             yield _draft(
-                parent, f"SELECT T1.{quoted(asked)} {link.join(parent)} GROUP BY {key} ORDER BY COUNT(*) DESC LIMIT 1",
+                parent,
+                f"SELECT T1.{quoted(asked)} {link.join(parent)} GROUP BY {key} ORDER BY COUNT(*) DESC LIMIT 1",
                 [asked, link.key],
                 f"What is the {what} of the {one} with the most {many}?",
                 f"Which {one} has the most {many}? Show its {what}.",
                 f"Find the {what} of the {one} that has the largest number of {many}.",
-                f"Give the {what} of the {one} with the most {many}.", tables=(parent.name, child.name),
+                f"Give the {what} of the {one} with the most {many}.",
+                tables=(parent.name, child.name),
             )
 
 
@@ -612,15 +680,25 @@ def _not_in(database: str, views: dict[str, View], rng: random.Random) -> Iterat
         for where, words, used in nothing:
             many = parent.words.many
             yield _draft(
-                parent, f"SELECT COUNT(*) {outer}{where})", [link.key, link.column, *used],
-                f"How many {many} are there {words}?", f"Count the {many} {words}.",
-                f"What is the number of {many} {words}?", f"Find the number of {many} {words}.", tables=both,
+                parent,
+                f"SELECT COUNT(*) {outer}{where})",
+                [link.key, link.column, *used],
+                f"How many {many} are there {words}?",
+                f"Count the {many} {words}.",
+                f"What is the number of {many} {words}?",
+                f"Find the number of {many} {words}.",
+                tables=both,
             )
             for what, select, columns in _selections(parent, "", rng):
                 yield _draft(
-                    parent, f"SELECT {select} {outer}{where})", [*columns, link.key, link.column, *used],
-                    f"What are the {what} of the {many} {words}?", f"List the {what} of the {many} {words}.",
-                    f"Show the {what} of {many} {words}.", f"Find the {what} of all {many} {words}.", tables=both,
+                    parent,
+                    f"SELECT {select} {outer}{where})",
+                    [*columns, link.key, link.column, *used],
+                    f"What are the {what} of the {many} {words}?",
+                    f"List the {what} of the {many} {words}.",
+                    f"Show the {what} of {many} {words}.",
+                    f"Find the {what} of all {many} {words}.",
+                    tables=both,
                 )
 
 
@@ -635,10 +713,14 @@ def _join_aggregate(database: str, views: dict[str, View], rng: random.Random) -
                 what = f"{word} {child.say(column)}"
                 which = f"the {child.words.many} {link.words} the {parent.words.one} {on.words}"
                 yield _draft(
-                    child, f"SELECT {function}(T1.{quoted(column)}) {link.join(child)} WHERE T2.{on.sql}",
+                    child,
+                    f"SELECT {function}(T1.{quoted(column)}) {link.join(child)} WHERE T2.{on.sql}",
                     [column, on.column],
-                    f"What is the {what} of {which}?", f"Find the {what} of {which}.", f"Give the {what} of {which}.",
-                    f"Among {which}, what is the {what}?", tables=(child.name, parent.name),
+                    f"What is the {what} of {which}?",
+                    f"Find the {what} of {which}.",
+                    f"Give the {what} of {which}.",
+                    f"Among {which}, what is the {what}?",
+                    tables=(child.name, parent.name),
                 )
 
 

@@ -32,10 +32,17 @@ _PERSON = "street zip_code email_address home_phone cell_number"
 WORDS: dict[str, dict[str, Words]] = {
     "concert_singer": {
         "concert": _words("concert", "concerts", "concert_Name", concert_Name="name"),
-        "singer": _words("singer", "singers", "Name", "Is_male", Song_Name="song name",
-                         Song_release_year="song release year"),
-        "stadium": _words("stadium", "stadiums", "Name", Highest="highest attendance", Lowest="lowest attendance",
-                          Average="average attendance"),
+        "singer": _words(
+            "singer", "singers", "Name", "Is_male", Song_Name="song name", Song_release_year="song release year"
+        ),
+        "stadium": _words(
+            "stadium",
+            "stadiums",
+            "Name",
+            Highest="highest attendance",
+            Lowest="lowest attendance",
+            Average="average attendance",
+        ),
     },
     "singer": {
         "singer": _words("singer", "singers", "Name", Net_Worth_Millions="net worth in millions"),
@@ -43,23 +50,40 @@ WORDS: dict[str, dict[str, Words]] = {
     },
     "world_1": {
         "city": _words("city", "cities", "Name"),
-        "country": _words("country", "countries", "Name", "GNPOld Capital Code2 HeadOfState LocalName",
-                          IndepYear="year of independence", GNP="GNP"),
-        "countrylanguage": _words("language record", "language records", "Language", "IsOfficial",
-                                  Percentage="percentage of speakers"),
+        "country": _words(
+            "country",
+            "countries",
+            "Name",
+            "GNPOld Capital Code2 HeadOfState LocalName",
+            IndepYear="year of independence",
+            GNP="GNP",
+        ),
+        "countrylanguage": _words(
+            "language record", "language records", "Language", "IsOfficial", Percentage="percentage of speakers"
+        ),
     },
     "flight_2": {
         "airlines": _words("airline", "airlines", "Airline", "Country", Airline="name"),
-        "airports": _words("airport", "airports", "AirportName", "Country CountryAbbrev", AirportName="name",
-                           AirportCode="code"),
-        "flights": _words("flight", "flights", "FlightNo", "Airline", FlightNo="flight number",
-                          DestAirport="destination airport"),
+        "airports": _words(
+            "airport", "airports", "AirportName", "Country CountryAbbrev", AirportName="name", AirportCode="code"
+        ),
+        "flights": _words(
+            "flight", "flights", "FlightNo", "Airline", FlightNo="flight number", DestAirport="destination airport"
+        ),
     },
     "car_1": {
         "car_makers": _words("car maker", "car makers", "FullName", FullName="full name", Maker="short name"),
         "car_names": _words("car", "cars", "Make"),
-        "cars_data": _words("car record", "car records", "Id", "MPG Horsepower", Edispl="engine displacement",
-                            Accelerate="acceleration", Id="id", Cylinders="number of cylinders"),
+        "cars_data": _words(
+            "car record",
+            "car records",
+            "Id",
+            "MPG Horsepower",
+            Edispl="engine displacement",
+            Accelerate="acceleration",
+            Id="id",
+            Cylinders="number of cylinders",
+        ),
         "continents": _words("continent", "continents", "Continent", Continent="name"),
         "countries": _words("country", "countries", "CountryName", CountryName="name"),
         "model_list": _words("model", "models", "Model", Model="name"),
@@ -72,17 +96,39 @@ WORDS: dict[str, dict[str, Words]] = {
     },
     "poker_player": {
         "people": _words("person", "people", "Name"),
-        "poker_player": _words("poker player", "poker players", "Poker_Player_ID", Poker_Player_ID="id",
-                               Final_Table_Made="number of final tables made", Earnings="earnings total"),
+        "poker_player": _words(
+            "poker player",
+            "poker players",
+            "Poker_Player_ID",
+            Poker_Player_ID="id",
+            Final_Table_Made="number of final tables made",
+            Earnings="earnings total",
+        ),
     },
     "real_estate_properties": {
-        "other_available_features": _words("feature", "features", "feature_name", "feature_description",
-                                           feature_type_code="type code", feature_name="name"),
-        "properties": _words("property", "properties", "property_name",
-                             "property_address apt_feature_1 apt_feature_2 date_on_market date_sold",
-                             property_name="name", property_type_code="type code"),
-        "ref_property_types": _words("property type", "property types", "property_type_description",
-                                     property_type_description="description", property_type_code="code"),
+        "other_available_features": _words(
+            "feature",
+            "features",
+            "feature_name",
+            "feature_description",
+            feature_type_code="type code",
+            feature_name="name",
+        ),
+        "properties": _words(
+            "property",
+            "properties",
+            "property_name",
+            "property_address apt_feature_1 apt_feature_2 date_on_market date_sold",
+            property_name="name",
+            property_type_code="type code",
+        ),
+        "ref_property_types": _words(
+            "property type",
+            "property types",
+            "property_type_description",
+            property_type_description="description",
+            property_type_code="code",
+        ),
     },
     "voter_1": {
         "area_code_state": _words("area code", "area codes", "area_code", area_code="code"),
@@ -90,24 +136,40 @@ WORDS: dict[str, dict[str, Words]] = {
         "votes": _words("vote", "votes", "vote_id", "phone_number created", vote_id="id"),
     },
     "tvshow": {
-        "cartoon": _words("cartoon", "cartoons", "Title", "Production_code", Directed_by="director",
-                          Written_by="writer", Original_air_date="original air date"),
-        "tv_channel": _words("TV channel", "TV channels", "series_name",
-                             "Content Pixel_aspect_ratio_PAR Hight_definition_TV Pay_per_view_PPV"),
+        "cartoon": _words(
+            "cartoon",
+            "cartoons",
+            "Title",
+            "Production_code",
+            Directed_by="director",
+            Written_by="writer",
+            Original_air_date="original air date",
+        ),
+        "tv_channel": _words(
+            "TV channel",
+            "TV channels",
+            "series_name",
+            "Content Pixel_aspect_ratio_PAR Hight_definition_TV Pay_per_view_PPV",
+        ),
         "tv_series": _words("TV episode", "TV episodes", "Episode", "18_49_Rating_Share Viewers_m", Episode="title"),
     },
     "orchestra": {
         "conductor": _words("conductor", "conductors", "Name", Year_of_Work="number of working years"),
-        "orchestra": _words("orchestra", "orchestras", "Orchestra", Orchestra="name",
-                            Year_of_Founded="founding year"),
-        "performance": _words("performance", "performances", "Type", "Weekly_rank",
-                              **{"Official_ratings_(millions)": "official rating in millions"}),
+        "orchestra": _words("orchestra", "orchestras", "Orchestra", Orchestra="name", Year_of_Founded="founding year"),
+        "performance": _words(
+            "performance",
+            "performances",
+            "Type",
+            "Weekly_rank",
+            **{"Official_ratings_(millions)": "official rating in millions"},
+        ),
         "show": _words("show", "shows", "Show_ID", "Result If_first_show", Show_ID="id"),
     },
     "museum_visit": {
         "museum": _words("museum", "museums", "Name", Num_of_Staff="number of staff", Open_Year="opening year"),
-        "visit": _words("visit", "visits", "visitor_ID", Num_of_Ticket="number of tickets",
-                        Total_spent="total amount spent"),
+        "visit": _words(
+            "visit", "visits", "visitor_ID", Num_of_Ticket="number of tickets", Total_spent="total amount spent"
+        ),
         "visitor": _words("visitor", "visitors", "Name", Level_of_membership="membership level"),
     },
     "pets_1": {
@@ -124,42 +186,76 @@ WORDS: dict[str, dict[str, Words]] = {
         "likes": _words("like", "likes", "liked_id"),
     },
     "student_transcripts_tracking": {
-        "addresses": _words("address", "addresses", "line_1", "line_2", line_1="first line", zip_postcode="postcode",
-                            state_province_county="state"),
+        "addresses": _words(
+            "address",
+            "addresses",
+            "line_1",
+            "line_2",
+            line_1="first line",
+            zip_postcode="postcode",
+            state_province_county="state",
+        ),
         "courses": _words("course", "courses", "course_name", "course_description", course_name="name"),
-        "degree_programs": _words("degree program", "degree programs", "degree_program_id",
-                                  "degree_summary_description", degree_program_id="id",
-                                  degree_summary_name="summary name"),
-        "departments": _words("department", "departments", "department_name", "department_description",
-                              department_name="name"),
+        "degree_programs": _words(
+            "degree program",
+            "degree programs",
+            "degree_program_id",
+            "degree_summary_description",
+            degree_program_id="id",
+            degree_summary_name="summary name",
+        ),
+        "departments": _words(
+            "department", "departments", "department_name", "department_description", department_name="name"
+        ),
         "sections": _words("section", "sections", "section_name", "section_description", section_name="name"),
         "semesters": _words("semester", "semesters", "semester_name", "semester_description", semester_name="name"),
-        "students": _words("student", "students", "last_name",
-                           "ssn cell_mobile_number date_first_registered date_left other_student_details"),
+        "students": _words(
+            "student",
+            "students",
+            "last_name",
+            "ssn cell_mobile_number date_first_registered date_left other_student_details",
+        ),
         "student_enrolment": _words("enrolment", "enrolments", "student_enrolment_id", student_enrolment_id="id"),
         "transcripts": _words("transcript", "transcripts", "transcript_id", transcript_id="id"),
     },
     "dog_kennels": {
         "breeds": _words("breed", "breeds", "breed_name", breed_name="name", breed_code="code"),
         "charges": _words("charge", "charges", "charge_type", charge_type="type", charge_amount="amount"),
-        "dogs": _words("dog", "dogs", "name",
-                       "abandoned_yn gender date_of_birth date_arrived date_adopted date_departed weight"),
+        "dogs": _words(
+            "dog", "dogs", "name", "abandoned_yn gender date_of_birth date_arrived date_adopted date_departed weight"
+        ),
         "owners": _words("owner", "owners", "last_name", _PERSON),
         "professionals": _words("professional", "professionals", "last_name", _PERSON),
         "sizes": _words("size", "sizes", "size_description", size_description="description", size_code="code"),
-        "treatment_types": _words("treatment type", "treatment types", "treatment_type_description",
-                                  treatment_type_description="description", treatment_type_code="code"),
-        "treatments": _words("treatment", "treatments", "treatment_id", "date_of_treatment", treatment_id="id",
-                             cost_of_treatment="cost"),
+        "treatment_types": _words(
+            "treatment type",
+            "treatment types",
+            "treatment_type_description",
+            treatment_type_description="description",
+            treatment_type_code="code",
+        ),
+        "treatments": _words(
+            "treatment", "treatments", "treatment_id", "date_of_treatment", treatment_id="id", cost_of_treatment="cost"
+        ),
     },
     "cre_Doc_Template_Mgt": {
         "documents": _words("document", "documents", "Document_Name", "Document_Description", Document_Name="name"),
         "paragraphs": _words("paragraph", "paragraphs", "Paragraph_Text", Paragraph_Text="text"),
-        "ref_template_types": _words("template type", "template types", "Template_Type_Description",
-                                     Template_Type_Description="description", Template_Type_Code="code"),
-        "templates": _words("template", "templates", "Template_ID",
-                            "Template_Details Date_Effective_From Date_Effective_To",
-                            Template_ID="id", Template_Type_Code="type code"),
+        "ref_template_types": _words(
+            "template type",
+            "template types",
+            "Template_Type_Description",
+            Template_Type_Description="description",
+            Template_Type_Code="code",
+        ),
+        "templates": _words(
+            "template",
+            "templates",
+            "Template_ID",
+            "Template_Details Date_Effective_From Date_Effective_To",
+            Template_ID="id",
+            Template_Type_Code="type code",
+        ),
     },
     "battle_death": {
         "battle": _words("battle", "battles", "name"),
