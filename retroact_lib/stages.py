@@ -196,8 +196,8 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
         rows = [row for row in rows if len(row.ids) <= config.sft.max_tokens]
         if not rows:
             raise ValueError(
-                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
-                "train the imitation policy longer, or roll out more tasks."
+                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
+                "tokens): train the imitation policy longer, or roll out more tasks."
             )
         rows = training.score(policy, rows, config.sft.batch_tokens)
         demonstrations = imitation_rows(config, policy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,6 +88,7 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             parameters=item.parameters,
             cwd=str(source.parent),
             progress_bar=False,
+            stderr_file=sys.stderr,  # the notebooks' progress
             kernel_name="python3",
         )
         _quiet(output)
