@@ -1,4 +1,4 @@
-"""`python -m retroact_lib reproduce --profile laptop [--seeds 0 1 2] [--only 03_joint_rl] [--dry-run]`"""
+"""Run the study: `python -m retroact_lib reproduce --profile laptop [--seeds 0 1 2] [--only 03_joint_rl] [--dry-run]`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=", ".join(study.NOTEBOOKS))
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command.add_argument("--dry-run", action="store_true", help="resolve and check everything, print the plan, stop")
+    commands.add_parser("refresh", help="execute the notebooks in place with their defaults")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "refresh":
+            study.refresh()
+            return 0
         items = study.plan(options.profile, options.env, options.seeds, options.only, _overrides(options.set))
         if options.dry_run:
             print(study.describe(items))

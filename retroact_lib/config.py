@@ -33,10 +33,12 @@ class DataConfig:
     """InterCode-SQL: leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
     il_tasks: int = 160
     """Training tasks that the expert demonstrates."""
-    rl_tasks: int = 192
+    rl_tasks: int = 96
     """Other training tasks, for the policy's own rollouts."""
-    test_tasks: int = 96
+    test_tasks: int = 64
     """Tasks of the held-out test split; never used for a choice."""
+    written_tasks: int = 0
+    """Questions that people wrote, of each such task set (``real``, ``official``); 0 takes all."""
     validation_tasks: int = 48
     """Tasks of the held-out validation split; every choice of a setting is made on these."""
     expert_trials: int = 2
@@ -147,11 +149,11 @@ class RLConfig:
     """1 is the paper's single off-policy batch; more roll out the latest policy again and go on."""
     rl_samples: int = 1
     """Rollouts per training task."""
-    rl_epochs: int = 1
+    rl_epochs: int = 2
     """Passes over the rewarded examples of a round."""
     max_updates: int = 0
     """Stop a round after this many updates; 0 is no limit."""
-    rl_lr: float = 2e-4
+    rl_lr: float = 4e-4
     rl_batch: int = 4
     """Policy-gradient examples per update."""
     il_batch: int = 4
@@ -255,6 +257,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         il_tasks=24,
         rl_tasks=12,
         test_tasks=6,
+        written_tasks=3,
         validation_tasks=6,
         sft_epochs=2,
         sft_lr=1e-3,
@@ -262,6 +265,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         eval_trials=2,
         max_steps=6,
         rl_batch=2,
+        rl_epochs=1,
         il_batch=2,
         bootstrap=1_000,
         ablations="no_il,plain_retry",

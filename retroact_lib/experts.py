@@ -253,7 +253,8 @@ class _SQLSession(Session):
             thought = self._say(templates, table=table, before=tables[i - 1], **words)
             todo.append((thought, f"execute[{_desc(table)}]"))
         room = max(0, self.max_steps - used - 2)
-        yield from todo[max(0, len(todo) - room) :]
+        for step in todo[max(0, len(todo) - room) :]:  # noqa: UP028 (a list takes no observations)
+            yield step
 
     def _slip(self, slip: Mistake, reflections: list[str], before: Mistake | None) -> Steps:
         recovers = self.rng.random() < RECOVERY_RATE

@@ -72,7 +72,7 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     }
     for split in env.splits:
         if split not in ("train", *sets) and (split != "official" or data.official_data):
-            sets[split] = env.tasks(split)
+            sets[split] = env.tasks(split, data.written_tasks or None)
     return sets
 
 

@@ -100,6 +100,21 @@ def reproduce(items: Sequence[Item], say=print) -> None:
         say(f"{item.name}: done, {_minutes(started, manifest[item.name]['ended'])}.")
 
 
+def refresh(say=print) -> None:
+    """Execute the notebooks in place with their own defaults, so that their outputs are those of the present code."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for name in NOTEBOOKS:
+        file = paths.project_dir() / "notebooks" / f"{name}.ipynb"
+        book = nbformat.read(file, as_version=4)
+        started = _now()
+        NotebookClient(book, timeout=None, resources={"metadata": {"path": str(file.parent)}}).execute()
+        nbformat.write(book, file)
+        _quiet(file)
+        say(f"{name}: refreshed, {_minutes(started, _now())}.")
+
+
 def describe(items: Sequence[Item]) -> str:
     """The plan as text: every resolved parameter once, the checkpoint, the tasks, and the memory it should take."""
     config = _config(items[0])

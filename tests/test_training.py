@@ -289,9 +289,13 @@ def test_far_from_the_behaviour_policy_training_stops(tiny_checkpoint, tmp_path)
     policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
     run = Run.open(tmp_path, "t", {}, {})
     rows = some_examples(6, scored=True)  # pretends that the behaviour policy was far surer than this one
-    training.joint_rl(policy, rows, [], RLConfig(il_weight=0.0, rl_batch=2, max_kl=0.1), SFTConfig(), run, seed=0)
+    training.joint_rl(
+        policy, rows, [], RLConfig(il_weight=0.0, rl_batch=2, rl_epochs=1, max_kl=0.1), SFTConfig(), run, seed=0
+    )
     assert len(run.metrics()) == 1 and run.metrics()[0]["kl"] > 0.1
-    training.joint_rl(policy, rows, [], RLConfig(il_weight=0.0, rl_batch=2, max_kl=9e9), SFTConfig(), run, seed=0)
+    training.joint_rl(
+        policy, rows, [], RLConfig(il_weight=0.0, rl_batch=2, rl_epochs=1, max_kl=9e9), SFTConfig(), run, seed=0
+    )
     assert len(run.metrics()) == 3
 
 
