@@ -1,4 +1,4 @@
-"""Run the study: `python -m retroact_lib reproduce --profile laptop [--seeds 0 1 2] [--only 03_joint_rl] [--dry-run]`."""
+"""The study from the command line: `python -m retroact_lib reproduce --profile laptop --seeds 0 1 2 --dry-run`."""
 
 from __future__ import annotations
 
