@@ -24,7 +24,7 @@ class DataConfig:
     official_data: str = ""
     """Path or URL of the environment's official task file; empty for the embedded tasks alone."""
     describe: str = "mysql"
-    """InterCode-SQL: ``mysql`` shows all six fields of DESC, ``compact`` name and type only (fewer tokens)."""
+    """InterCode-SQL: DESC shows all six fields (``mysql``), name and type (``compact``), or names only (``names``)."""
     observation_chars: int = 400
     """An observation longer than this is cut."""
     families: str = "all"
@@ -47,7 +47,8 @@ class DataConfig:
     """Share of expert episodes whose first trial holds a mistake."""
 
     def __post_init__(self):
-        _require(self.describe in ("mysql", "compact"), f"describe is {self.describe!r}; expected mysql or compact.")
+        known = ("mysql", "compact", "names")
+        _require(self.describe in known, f"describe is {self.describe!r}; expected one of {known}.")
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
@@ -252,7 +253,7 @@ STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_fa
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
-        describe="compact",
+        describe="names",
         families="count,count_filter",
         il_tasks=24,
         rl_tasks=12,
@@ -273,9 +274,17 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # `make reproduce`: two cores, no GPU.
     "laptop": dict(
-        describe="compact",
+        describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",
         max_columns=2,
+        rl_tasks=128,
+        rl_samples=2,
+        rl_epochs=1,
+        rl_lr=3e-4,
+        max_steps=6,
+        max_action_tokens=64,
+        rows=48,
+        chunk=128,
     ),
     # One CUDA card.
     "gpu": dict(

@@ -2,8 +2,9 @@
 
 An episode is written as a plain generator: it yields a `Request` ("read these tokens, then write until ..."), gets a
 `Reply`, talks to its environment, and yields the next one. `decode` runs many such generators in a batch. Each row
-keeps its own keys and values, so a new observation costs only its own tokens; a finished row makes room for a
-waiting one; what a row writes depends on its own text and seed, not on its neighbours (float noise aside).
+keeps its own keys and values, so a new observation costs only its own tokens, and a new prompt only what follows its
+first difference from the text before; an episode that ends leaves its row to a waiting one. What an episode writes
+depends on its own text and seed, not on its neighbours (float noise aside).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from retroact_lib.policy import Policy
 
@@ -36,7 +37,7 @@ class Request:
     seed: int
     """Seed of this request's draws."""
     fresh: bool = False
-    """True forgets what the row has read so far."""
+    """True begins a new text; otherwise `ids` follow what the row has read and written so far."""
 
 
 @dataclass
@@ -53,27 +54,29 @@ class Reply:
 @dataclass
 class _Row:
     index: int
-    episode: Generator
+    episode: Generator | None
     request: Request | None = None
-    cache: torch.Tensor | None = None  # [layers, 2, kv heads, tokens, head size]
-    pending: list[int] = field(default_factory=list)
+    adapter: str = ""
+    held: list[int] = field(default_factory=list)  # tokens whose keys and values are in the cache
+    pending: list[int] = field(default_factory=list)  # tokens still to be read
     written: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     draws: np.random.Generator | None = None
-    done: bool = False
+    done: bool = True
 
-    @property
-    def held(self) -> int:
-        return 0 if self.cache is None else self.cache.shape[3]
-
-    def ask(self, request: Request) -> None:
-        if request.fresh:
-            self.cache, self.pending = None, []
-        self.request, self.pending = request, self.pending + list(request.ids)
-        if not self.pending:
+    def ask(self, request: Request, adapter: str) -> None:
+        if not request.ids:
             raise ValueError("A request needs at least one token to read.")
+        text = list(request.ids) if request.fresh else self.held + self.pending + list(request.ids)
+        known = _common_prefix(self.held, text) if adapter == self.adapter else 0
+        known = min(known, len(text) - 1)  # the first draw needs a token that is read now
+        self.request, self.adapter, self.held, self.pending = request, adapter, text[:known], text[known:]
         self.written, self.logps, self.done = [], [], False
         self.draws = np.random.default_rng(request.seed)
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def decode(
@@ -86,137 +89,176 @@ def decode(
     if rows < 1:
         raise ValueError(f"rows is {rows}; expected at least 1.")
     waiting = deque(enumerate(episodes))
-    active: list[_Row] = []
-    while waiting or active:
-        while waiting and len(active) < rows:
-            index, episode = waiting.popleft()
-            row = _Row(index, episode)
-            try:
-                row.ask(next(episode))
-            except StopIteration as end:
-                yield index, end.value
-                continue
-            active.append(row)
+    cache = _RowCache(policy)
+    active = [_Row(*waiting.popleft()) for _ in range(min(rows, len(waiting)))]
+    while active:
+        for row in active:
+            if row.done:
+                yield from _answer(policy, row, waiting)
         with policy.decoding():
-            for adapter in sorted({policy.adapter(r.request.role) for r in active}):
+            for place in reversed(range(len(active))):
+                if active[place].episode is None:
+                    cache.move(len(active) - 1, place)
+                    active[place] = active[-1]
+                    active.pop()
+            for adapter in sorted({row.adapter for row in active}):
                 policy.select(adapter)
-                group = [r for r in active if policy.adapter(r.request.role) == adapter]
-                for batch in _reading_batches([r for r in group if len(r.pending) > 1], read_tokens):
-                    _advance(policy, batch, steps=1)
-                _advance(policy, [r for r in group if not r.done], steps=64)
-        for row in [r for r in active if r.done]:
-            reply = Reply(policy.decode(row.written), row.written, row.logps, row.held + len(row.pending))
-            try:
-                row.ask(row.episode.send(reply))
-            except StopIteration as end:
-                active.remove(row)
-                yield row.index, end.value
+                group = {place: row for place, row in enumerate(active) if row.adapter == adapter}
+                reading = {place: row for place, row in group.items() if len(row.pending) > 1}
+                for batch in _reading_batches(reading, read_tokens):
+                    _advance(policy, cache, batch)
+                writing = {place: row for place, row in group.items() if not row.done}
+                while 4 * sum(row.done for row in writing.values()) < len(writing):
+                    _advance(policy, cache, writing)
 
 
-def _reading_batches(rows: list[_Row], read_tokens: int) -> Iterator[list[_Row]]:
-    """Rows with like amounts to read together, no pass above `read_tokens` (a single row always goes)."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda r: len(r.pending)):
-        if batch and (len(batch) + 1) * len(row.pending) > read_tokens:
+def _answer(policy: Policy, row: _Row, waiting: deque) -> Iterator[tuple[int, Result]]:
+    """Hand a row its reply; one whose episode ends goes on with a waiting episode, or with none."""
+    reply = None
+    if row.request:
+        context = len(row.held) + len(row.pending)
+        reply = Reply(policy.decode(row.written), row.written, row.logps, context)
+    while row.episode is not None:
+        try:
+            request = row.episode.send(reply)
+        except StopIteration as end:
+            yield row.index, end.value
+            row.index, row.episode = waiting.popleft() if waiting else (-1, None)
+            reply = None
+        else:
+            row.ask(request, policy.adapter(request.role))
+            break
+
+
+def _reading_batches(rows: dict[int, _Row], read_tokens: int) -> Iterator[dict[int, _Row]]:
+    """Rows with like amounts to read together: little padding, no pass above `read_tokens` (but for a single row)."""
+    batch: dict[int, _Row] = {}
+    for place, row in sorted(rows.items(), key=lambda item: len(item[1].pending)):
+        padded = (len(batch) + 1) * len(row.pending)
+        real = sum(len(r.pending) for r in batch.values()) + len(row.pending)
+        if batch and (padded > read_tokens or padded - real > _SPARE + real // 8):
             yield batch
-            batch = []
-        batch.append(row)
+            batch = {}
+        batch[place] = row
     if batch:
         yield batch
 
 
-def _advance(policy: Policy, rows: list[_Row], steps: int) -> None:
-    """Let `rows` read what they have pending and write up to `steps` tokens, or until half of them are done."""
-    if not rows:
-        return
-    width = max(len(r.pending) for r in rows)
-    cache, buffer, mask_BS = _join(policy, rows, width + steps)
-    for _ in range(steps):
-        width = max(len(r.pending) for r in rows)
-        ids_BW = torch.zeros(len(rows), width, dtype=torch.long)
-        real_BW = torch.zeros(len(rows), width, dtype=torch.long)
-        for b, row in enumerate(rows):
-            tokens = [] if row.done else row.pending
-            ids_BW[b, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            real_BW[b, : len(tokens)] = 1
-        position_BW = (mask_BS.sum(1, keepdim=True) + real_BW.cumsum(1) - 1).clamp(min=0)
-        mask_BS = torch.cat([mask_BS, real_BW], dim=1)
-        hidden_BWD = policy.body(
-            input_ids=ids_BW.to(policy.device),
-            attention_mask=mask_BS.to(policy.device),
-            position_ids=position_BW.to(policy.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        live = [b for b, row in enumerate(rows) if not row.done]
-        last = torch.tensor([len(rows[b].pending) - 1 for b in live])
-        logp_NV = torch.log_softmax(policy.logits(hidden_BWD[live, last]), dim=-1).cpu()
-        for n, b in enumerate(live):
-            _write(policy, rows[b], logp_NV[n])
-        if 2 * sum(not r.done for r in rows) <= len(rows):
-            break
-    _split(rows, buffer, mask_BS)
+_SPARE = 32
+"""Tokens of padding that cost less than one more pass."""
 
 
-def _write(policy: Policy, row: _Row, logp_V: torch.Tensor) -> None:
-    """Draw the row's next token by inverse transform sampling, and see whether the row is done."""
-    request = row.request
-    if request.temperature > 0:
-        weights = torch.softmax(logp_V.double() / request.temperature, dim=-1).cumsum(0)
-        token = int(torch.searchsorted(weights, row.draws.random() * float(weights[-1]), right=True))
-        token = min(token, len(weights) - 1)
-    else:
-        token = int(logp_V.argmax())
-    row.pending = [token]
-    row.written.append(token)
-    row.logps.append(float(logp_V[token]))
-    row.done = (
-        token in policy.stop_ids or len(row.written) >= request.max_new or request.stop(policy.decode(row.written))
-    )
+def _advance(policy: Policy, cache: _RowCache, rows: dict[int, _Row]) -> None:
+    """Let `rows`, by their places in the cache, read what they have pending and write one token.
 
-
-class _BufferLayer(DynamicLayer):
-    """One layer's keys and values in a buffer with room to grow, so that a new token copies only itself."""
-
-    def __init__(self, buffer_KBHSD: torch.Tensor, length: int):
-        super().__init__()
-        self.buffer, self.is_initialized = buffer_KBHSD, True
-        self._grow_to(length)
-
-    def _grow_to(self, length: int) -> None:
-        self.keys, self.values = self.buffer[:, :, :, :length].unbind(0)
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        start = self.keys.shape[-2]
-        stop = start + key_states.shape[-2]
-        self.buffer[0, :, :, start:stop] = key_states
-        self.buffer[1, :, :, start:stop] = value_states
-        self._grow_to(stop)
-        return self.keys, self.values
-
-
-def _join(policy: Policy, rows: list[_Row], room: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """The rows' caches side by side, padded on the left, with `room` for more tokens.
-
-    Returns the cache, the buffer [layers, 2, B, heads, S, size] behind it, and the mask [B, S] of held tokens.
+    Rows that are done take part without effect: what they leave in the cache lies behind their text.
     """
-    config = policy.causal_lm.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    longest = max(r.held for r in rows)
-    shape = (config.num_hidden_layers, 2, len(rows), config.num_key_value_heads, longest + room, size)
-    buffer = torch.zeros(shape, dtype=policy.head.weight.dtype, device=policy.device)
-    mask_BS = torch.zeros(len(rows), longest, dtype=torch.long)
-    for b, row in enumerate(rows):
-        if row.held:
-            buffer[:, :, b, :, longest - row.held : longest] = row.cache
-            mask_BS[b, longest - row.held :] = 1
-    cache = DynamicCache()
-    cache.layers = [_BufferLayer(layer, longest) for layer in buffer]
-    return cache, buffer, mask_BS
+    width = max(1 if row.done else len(row.pending) for row in rows.values())
+    ids_BW = torch.zeros(len(rows), width, dtype=torch.long)
+    for b, row in enumerate(rows.values()):
+        if not row.done:
+            ids_BW[b, : len(row.pending)] = torch.tensor(row.pending)
+    start_B = torch.tensor([len(row.held) for row in rows.values()])
+    position_BW = start_B[:, None] + torch.arange(width)
+    hidden_BWD = policy.body(
+        input_ids=ids_BW.to(policy.device),
+        position_ids=position_BW.to(policy.device),
+        attention_mask=cache.prepare(list(rows), position_BW),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    live = [(b, row) for b, row in enumerate(rows.values()) if not row.done]
+    last = [len(row.pending) - 1 for _, row in live]
+    logits_NV = policy.logits(hidden_BWD[[b for b, _ in live], last])
+    _write(policy, [row for _, row in live], logits_NV)
 
 
-def _split(rows: list[_Row], buffer: torch.Tensor, mask_BS: torch.Tensor) -> None:
-    """Give every row its own part of the buffer back; a row's tokens are always one stretch of it."""
-    for b, row in enumerate(rows):
-        held = mask_BS[b].nonzero()[:, 0]
-        row.cache = buffer[:, :, b, :, int(held[0]) : int(held[-1]) + 1].clone()
+def _write(policy: Policy, rows: list[_Row], logits_NV: torch.Tensor) -> None:
+    """Draw each row's next token by inverse transform sampling, and see which rows are done."""
+    temperature_N = torch.tensor([row.request.temperature for row in rows], device=logits_NV.device)
+    draw_N = torch.tensor([row.draws.random() for row in rows], dtype=torch.float64, device=logits_NV.device)
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    token_N = logits_NV.argmax(-1)
+    if (temperature_N > 0).any():
+        sharp_NV = logits_NV / temperature_N.clamp(min=1e-6)[:, None]
+        mass_NV = torch.softmax(sharp_NV, dim=-1).cumsum(-1, dtype=torch.float64)
+        drawn_N = torch.searchsorted(mass_NV, draw_N[:, None] * mass_NV[:, -1:], right=True)[:, 0]
+        token_N = torch.where(temperature_N > 0, drawn_N.clamp(max=logits_NV.shape[-1] - 1), token_N)
+    logp_N = logp_NV.gather(1, token_N[:, None])[:, 0]
+    for row, token, logp in zip(rows, token_N.tolist(), logp_N.tolist(), strict=True):
+        row.held += row.pending
+        row.pending = [token]
+        row.written.append(token)
+        row.logps.append(logp)
+        row.done = (
+            token in policy.stop_ids
+            or len(row.written) >= row.request.max_new
+            or row.request.stop(policy.decode(row.written))
+        )
+
+
+class _RowCache(Cache):
+    """Keys and values of all rows: a row's token at position t lies at t of the row's place, and is copied once."""
+
+    def __init__(self, policy: Policy):
+        layers = policy.causal_lm.config.get_text_config().num_hidden_layers
+        super().__init__(layers=[_RowLayer() for _ in range(layers)])
+        self.dtype, self.device = policy.head.weight.dtype, policy.device
+
+    def prepare(self, places: list[int], position_BW: torch.Tensor) -> torch.Tensor:
+        """Say which rows the next pass is for and where its tokens go; returns its mask [B, 1, W, S], 0 or lowest."""
+        length = int(position_BW.max()) + 1
+        whole = places == list(range(len(places)))
+        pass_ = _Pass(torch.tensor(places, device=self.device), position_BW.to(self.device), length, whole)
+        for layer in self.layers:
+            layer.now = pass_
+        unseen_BWS = torch.arange(length) > position_BW[:, :, None]
+        mask_BWS = torch.zeros(unseen_BWS.shape, dtype=self.dtype).masked_fill(unseen_BWS, torch.finfo(self.dtype).min)
+        return mask_BWS[:, None].to(self.device)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row to another place."""
+        for layer in self.layers:
+            for store in (layer.keys, layer.values):
+                if store is not None and source < len(store):
+                    store[target] = store[source]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    place_B: torch.Tensor
+    position_BW: torch.Tensor
+    length: int  # positions that the pass may look at
+    whole: bool  # the places are 0, 1, ...: they can be looked at without a copy
+
+
+class _RowLayer(DynamicLayer):
+    """One layer's keys and values, [places, heads, positions, size] each."""
+
+    now: _Pass
+
+    def update(self, key_BHWD: torch.Tensor, value_BHWD: torch.Tensor, *args, **kwargs):
+        self.keys = self._put(self.keys, key_BHWD)
+        self.values = self._put(self.values, value_BHWD)
+        return self._get(self.keys), self._get(self.values)
+
+    def _put(self, store_PHSD: torch.Tensor | None, new_BHWD: torch.Tensor) -> torch.Tensor:
+        places, held = (0, 0) if store_PHSD is None else (store_PHSD.shape[0], store_PHSD.shape[2])
+        need = int(self.now.place_B.max()) + 1
+        if need > places or self.now.length > held:  # grow in large steps: touching new memory is slow
+            shape = (
+                max(need, places),
+                new_BHWD.shape[1],
+                max(-(-self.now.length // 256) * 256, held),
+                new_BHWD.shape[3],
+            )
+            grown_PHSD = new_BHWD.new_zeros(shape)
+            if store_PHSD is not None:
+                grown_PHSD[:places, :, :held] = store_PHSD
+            store_PHSD = grown_PHSD
+        store_PHSD[self.now.place_B[:, None], :, self.now.position_BW] = new_BHWD.transpose(1, 2)
+        return store_PHSD
+
+    def _get(self, store_PHSD: torch.Tensor) -> torch.Tensor:
+        held_PHSD = store_PHSD[:, :, : self.now.length]
+        return held_PHSD[: len(self.now.place_B)] if self.now.whole else held_PHSD[self.now.place_B]

@@ -1,8 +1,9 @@
 """Trajectories as token examples: which tokens the agent wrote, and what they earned.
 
 A planner example is a prompt followed by segments that alternate between agent and environment; a reflector example
-is a prompt and one agent segment. Segments keep the token ids that were sampled; those written by a script are
-tokenised one by one. The mask is made here, at the data level, and nowhere else.
+is the text of a failed trial up to its verdict, and then one agent segment. Segments keep the token ids that were
+sampled; those written by a script are tokenised one by one. The mask is made here, at the data level, and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from retroact_lib import prompts
 from retroact_lib.config import RLConfig
 from retroact_lib.envs.base import Env
 from retroact_lib.policy import Policy
-from retroact_lib.rollout import planner_prompt_ids, reflector_prompt_ids
+from retroact_lib.rollout import planner_prompt_ids
 from retroact_lib.trajectories import Trajectory, Trial, read_authors_file, reflector_reward
 
 
@@ -47,7 +48,7 @@ def imitation_examples(
             if trial.success:
                 rows.append(_planner_example(policy, env, trajectory, trial, mask_observations))
             if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
-                rows.append(_reflector_example(policy, trajectory, k))
+                rows.append(_reflector_example(policy, env, trajectory, k))
     return rows
 
 
@@ -66,7 +67,7 @@ def rewarded_examples(
             planner.append(replace(row, reward=trial.reward))
             if 0 < k <= len(trajectory.reflections):
                 reward = reflector_reward(trajectory.trials[k - 1].reward, trial.reward, config.reflector_c)
-                reflector.append(replace(_reflector_example(policy, trajectory, k), reward=reward))
+                reflector.append(replace(_reflector_example(policy, env, trajectory, k), reward=reward))
     kept = []
     for role, rows in (("planner", planner), ("reflector", reflector)):
         if config.roles not in ("both", role) or not rows:
@@ -98,20 +99,27 @@ def _planner_example(
     policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool
 ) -> Example:
     prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
+    return _example("planner", prompt, _segments(policy, trial), mask_observations, trajectory.task_id)
+
+
+def _reflector_example(policy: Policy, env: Env, trajectory: Trajectory, k: int) -> Example:
+    """The reflection written after trial k - 1, which trial k read."""
+    trial, reflection = trajectory.trials[k - 1], trajectory.reflections[k - 1]
+    prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
+    prompt += [token for tokens, _ in _segments(policy, trial) for token in tokens]
+    prompt += policy.encode(prompts.failure_text(len(trial.turns), trial.turns[-1].observation, trial.reward))
+    ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))
+    return _example("reflector", prompt, [(ids, True)], True, trajectory.task_id)
+
+
+def _segments(policy: Policy, trial: Trial) -> list[tuple[list[int], bool]]:
+    """The steps of a trial as (tokens, whether the agent wrote them), up to the agent's last."""
     segments = []
     for step, turn in enumerate(trial.turns, 1):
         segments.append((policy.encode(turn.text) if turn.ids is None else turn.ids, True))
         if step < len(trial.turns):
             segments.append((policy.encode(prompts.environment_text(step, turn.observation)), False))
-    return _example("planner", prompt, segments, mask_observations, trajectory.task_id)
-
-
-def _reflector_example(policy: Policy, trajectory: Trajectory, k: int) -> Example:
-    """The reflection written after trial k - 1, which trial k read."""
-    reflection = trajectory.reflections[k - 1]
-    prompt = reflector_prompt_ids(policy, trajectory.question, trajectory.trials[k - 1])
-    ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))
-    return _example("reflector", prompt, [(ids, True)], True, trajectory.task_id)
+    return segments
 
 
 def _example(

@@ -442,8 +442,9 @@ class _ChatSession(Session):
             step += 1
 
     def reflect(self, trial: Trial) -> str:
-        user = prompts.reflector_prompt(self.task.question, trial.transcript(), trial.reward)
-        answer = self.expert.complete(prompts.REFLECTOR_INSTRUCTION, user, self.rng.getrandbits(31))
+        head = prompts.planner_prompt(self.task.question, trial.reflections)
+        user = f"{head}\n{trial.transcript()}{prompts.verdict(trial.reward)}"
+        answer = self.expert.complete(self.env.instruction, user, self.rng.getrandbits(31))
         text = re.sub(r"^Reflection(?: \d+)?:\s*", "", " ".join(answer.split()))
         if not text:
             raise ChatExpertError(f"{self.expert.url} sent an empty reflection for task {self.task.id}")

@@ -62,7 +62,7 @@ def ratio_metrics(logratio_N: torch.Tensor, eps: float) -> dict[str, float]:
 
     `ratio_mean`, `ratio_max`; `clip_fraction`: share outside [1 - eps, 1 + eps]; `ess`: effective sample size
     (sum rho)^2 / (N sum rho^2) in (0, 1]; `kl`: estimate of KL(pi_old || pi_theta) per token, mean of
-    rho - 1 - log rho (Schulman 2020, "k3").
+    (log rho)^2 / 2 (Schulman 2020, "k2"; in "k3" a single large ratio outweighs all other tokens).
     """
     rho_N = logratio_N.double().exp()
     return {
@@ -70,5 +70,5 @@ def ratio_metrics(logratio_N: torch.Tensor, eps: float) -> dict[str, float]:
         "ratio_max": float(rho_N.max()),
         "clip_fraction": float(((rho_N - 1).abs() > eps).double().mean()),
         "ess": float(rho_N.sum() ** 2 / (len(rho_N) * (rho_N**2).sum())),
-        "kl": float((rho_N - 1 - logratio_N).mean()),
+        "kl": float((logratio_N.double() ** 2 / 2).mean()),
     }

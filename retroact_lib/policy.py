@@ -20,7 +20,15 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 
 from retroact_lib import checkpoints
@@ -29,6 +37,32 @@ from retroact_lib.config import PolicyConfig
 ROLES = ("planner", "reflector")
 SHARED_ADAPTER = "default"
 """peft's own default name, so that `PeftModel.from_pretrained(base, folder)` finds the shared adapter."""
+
+GROUPED_SDPA = "grouped_sdpa"
+"""Name under which transformers knows `grouped_attention`."""
+
+
+def grouped_attention(module, query_BHWD, key_BGSD, value_BGSD, attention_mask, scaling=None, **kwargs):
+    """Scaled dot-product attention for grouped queries, masked: the H / G query heads of a key head stand in line.
+
+    Same result as transformers' own, which writes every key and value H / G times before it reads them once.
+    Returns [B, W, H, D] and no weights.
+    """
+    batch, heads, width, size = query_BHWD.shape
+    groups = key_BGSD.shape[1]
+    if attention_mask is None or groups == heads or kwargs.get("dropout"):
+        return sdpa_attention_forward(
+            module, query_BHWD, key_BGSD, value_BGSD, attention_mask, scaling=scaling, **kwargs
+        )
+    mask_BGLS = attention_mask.repeat(1, 1, heads // groups, 1)
+    out_BGLD = F.scaled_dot_product_attention(
+        query_BHWD.reshape(batch, groups, -1, size), key_BGSD, value_BGSD, attn_mask=mask_BGLS, scale=scaling
+    )
+    return out_BGLD.reshape(batch, heads, width, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED_SDPA, grouped_attention)
+AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
 class Policy:
@@ -85,6 +119,8 @@ class Policy:
                 f"Cannot load the checkpoint {config.checkpoint!r}: expected the default {checkpoints.DEFAULT!r}, a "
                 f"folder with config.json, or a hub name that can be reached ({str(error).splitlines()[0]})."
             ) from error
+        if base.config._attn_implementation == "sdpa":
+            base.set_attn_implementation(GROUPED_SDPA)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         base.requires_grad_(False)

@@ -1,9 +1,9 @@
 """The text format: what planner and reflector read, what they write, how an action is parsed.
 
 The format is the authors': numbered Thought / Action / Observation lines in one running text. The agent writes
-``" <thought>\\nAction i: <action>\\n"``; the environment writes ``"Observation i: <text>\\nThought i+1:"``. The cue
-``Thought i+1:`` belongs to the environment, so an agent segment always starts right after it, in expert data and
-in rollouts alike.
+``" <thought>\\nAction i: <action>\\n"``; the environment writes ``"Observation i: <text>\\nThought i+1:"``, and after a
+failed trial a verdict with the cue ``Reflection:``. A cue belongs to the environment, so an agent segment always
+starts right after it, in expert data and in rollouts alike.
 """
 
 from __future__ import annotations
@@ -14,14 +14,6 @@ from collections.abc import Sequence
 MAX_REFLECTIONS = 3
 """At most this many reflections, the latest, stay in the planner's prompt."""
 
-REFLECTOR_INSTRUCTION = (
-    "You are given the history of a failed attempt at a task. Name the mistake and write a short plan that avoids it, "
-    "with the specific actions to take. Answer with the reflection only, in one line."
-)
-
-REFLECTION_CUE = "Reflection:"
-"""What stands right before the reflector's segment."""
-
 _ACTION_LINE = re.compile(r"Action(?: \d+)?:[ \t]*")
 
 
@@ -30,11 +22,6 @@ def planner_prompt(question: str, reflections: Sequence[str] = ()) -> str:
     kept = list(reflections)[-MAX_REFLECTIONS:]
     memory = "".join(f"Reflection {i}: {text}\n" for i, text in enumerate(kept, 1))
     return f"{memory}Question: {question}"
-
-
-def reflector_prompt(question: str, transcript: str, reward: float) -> str:
-    """The user's message to the reflector: the failed trial and what the evaluator gave it."""
-    return f"Question: {question}\n{transcript.rstrip()}\nStatus: failed, reward {reward:.2f}"
 
 
 def cue(step: int) -> str:
@@ -50,6 +37,20 @@ def agent_text(step: int, thought: str, action: str) -> str:
 def environment_text(step: int, observation: str) -> str:
     """The environment's segment after a step, up to the cue for the next one."""
     return f"Observation {step}: {observation}\n{cue(step + 1)}"
+
+
+def failure_text(step: int, observation: str, reward: float) -> str:
+    """What follows the last step `step` of a failed trial, up to the cue for the reflection.
+
+    The reflector goes on where the planner stopped: it has read the whole trial, and this is all that it reads more.
+    """
+    return f"Observation {step}: {observation}\n{verdict(reward)}"
+
+
+def verdict(reward: float) -> str:
+    """The evaluator's word on a failed trial, and what is asked of the reflector."""
+    request = "Name the mistake and a plan that avoids it, in one line."
+    return f"Status: failed, reward {reward:.2f}. {request}\nReflection:"
 
 
 def reflection_text(text: str) -> str:

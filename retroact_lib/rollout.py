@@ -43,7 +43,7 @@ def play(
         if trial.success or k + 1 == config.trials:
             break
         if config.reflect:
-            trajectory.reflections.append((yield from _reflect(policy, task, trial, k, config, seed)))
+            trajectory.reflections.append((yield from _reflect(policy, trial, task.id, k, config, seed)))
     return trajectory
 
 
@@ -83,16 +83,16 @@ def _attempt(
 
 
 def _reflect(
-    policy: Policy, task: Task, trial: Trial, k: int, config: RolloutConfig, seed: int
+    policy: Policy, trial: Trial, task_id: str, k: int, config: RolloutConfig, seed: int
 ) -> Generator[Request, Reply, Reflection]:
+    last = trial.turns[-1]
     reply = yield Request(
-        ids=reflector_prompt_ids(policy, task.question, trial),
+        ids=policy.encode(prompts.failure_text(len(trial.turns), last.observation, trial.reward)),
         role="reflector",
         stop=lambda text: text.endswith("\n"),
         max_new=config.max_reflection_tokens,
         temperature=config.temperature,
-        seed=draw_seed("reflector", seed, task.id, k, 0),
-        fresh=True,
+        seed=draw_seed("reflector", seed, task_id, k, 0),
     )
     return Reflection(reply.text.strip(), reply.ids, reply.logps)
 
@@ -100,9 +100,3 @@ def _reflect(
 def planner_prompt_ids(policy: Policy, env: Env, question: str, memory: Sequence[str]) -> list[int]:
     """What the planner reads before its first thought."""
     return policy.prompt_ids(env.instruction, prompts.planner_prompt(question, memory), prompts.cue(1))
-
-
-def reflector_prompt_ids(policy: Policy, question: str, trial: Trial) -> list[int]:
-    """What the reflector reads: the failed trial."""
-    message = prompts.reflector_prompt(question, trial.transcript(), trial.reward)
-    return policy.prompt_ids(prompts.REFLECTOR_INSTRUCTION, message, prompts.REFLECTION_CUE)

@@ -22,7 +22,7 @@ from retroact_lib.experts import expert_trajectories
 from retroact_lib.policy import Policy
 from retroact_lib.progress import bar
 from retroact_lib.rollout import draw_seed, rollouts
-from retroact_lib.runs import Run, code_digest, digest_of, replace_folder, write_text
+from retroact_lib.runs import Run, code_digest, digest_of, replace_folder, write_json, write_text
 from retroact_lib.trajectories import Trajectory, append_trajectories, read_trajectories, write_trajectories
 
 TRAJECTORIES = "trajectories.jsonl"
@@ -270,16 +270,23 @@ def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
         taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
         changed = changed.change(max_updates=taken)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    table = evaluate_arm(changed, train_joint_rl(changed)[-1], arm, splits=("test",), modes=modes)
-    save_table(config, table, f"outcomes-04-{arm}")
+    trained = train_joint_rl(changed)
+    table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
+    save_table(config, table, f"outcomes-04-{arm}", [train_sft(changed), *trained])
     return table
 
 
-def save_table(config: StudyConfig, table: pd.DataFrame, name: str) -> None:
-    """Write a table of this seed below the results folder, as a whole or not at all."""
-    folder = paths.results_dir(config.profile, config.env) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}-seed{config.seed}.csv", table.to_csv(index=False))
+def save_table(config: StudyConfig, table: pd.DataFrame, name: str, trained: Sequence[Run] = ()) -> None:
+    """Write a table of this seed below the results folder, and the manifests of the runs that `trained` its policies.
+
+    Each file is written as a whole or not at all.
+    """
+    folder, file = paths.results_dir(config.profile, config.env), f"{name}-seed{config.seed}"
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tables" / f"{file}.csv", table.to_csv(index=False))
+    if trained:
+        (folder / "manifests").mkdir(exist_ok=True)
+        write_json(folder / "manifests" / f"{file}.json", {run.path.name: run.manifest for run in trained})
 
 
 def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:

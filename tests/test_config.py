@@ -38,7 +38,7 @@ def test_overrides_reach_their_stage_and_none_keeps_the_profile():
         ({"roles": "critic"}, "expected one of"),
         ({"eps": 1.5}, "clip range"),
         ({"mistake_rate": 2.0}, "share in"),
-        ({"describe": "long"}, "mysql or compact"),
+        ({"describe": "long"}, "expected one of"),
         ({"device": "tpu"}, "expected one of"),
         ({"quantize": 1}, "expected bool"),
         ({"eval_trials": 0}, "eval_trials is 0"),

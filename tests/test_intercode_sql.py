@@ -114,7 +114,8 @@ def test_observations_read_as_intercode_writes_them(env):
     assert env.execute("world_1", "DESC city")[4] == ("Population", "int", "NO", "", "0", "")
 
 
-def test_compact_description(env):
+def test_shorter_descriptions(env):
+    assert InterCodeSQL(describe="names").execute("singer", "DESC song")[:2] == [("Song_ID",), ("Title",)]
     compact = InterCodeSQL(describe="compact")
     assert compact.execute("singer", "DESC song")[:2] == [("Song_ID", "int"), ("Title", "text")]
 

@@ -73,7 +73,7 @@ def test_ratio_metrics_by_hand():
     assert metrics["ratio_max"] == pytest.approx(2)
     assert metrics["clip_fraction"] == pytest.approx(1 / 4)
     assert metrics["ess"] == pytest.approx(25 / (4 * 7))
-    assert metrics["kl"] == pytest.approx((1 - math.log(2)) / 4, rel=1e-5)
+    assert metrics["kl"] == pytest.approx(math.log(2) ** 2 / 2 / 4, rel=1e-5)
 
 
 def test_reflector_reward_pays_more_for_improving_a_partly_right_attempt():

@@ -90,7 +90,7 @@ def test_gradient_parity_with_the_dequantised_weights(policy, rows):
 def test_ratio_is_one_before_the_first_update_and_training_moves_it(config, policy, rows, tmp_path):
     scored = training.score(policy, rows, batch_tokens=1024)
     run = Run.open(tmp_path, "rl", {}, {})
-    rl = config.change(rl_batch=len(rows), rl_epochs=3, rl_warmup=1, il_batch=1, max_kl=10.0).rl
+    rl = config.change(rl_batch=len(rows), rl_epochs=3, rl_warmup=1, rl_lr=1e-4, il_batch=1, max_kl=10.0).rl
     training.joint_rl(policy, scored, rows, rl, config.sft, run, seed=0)
     metrics = run.metrics()
     assert metrics[0]["ratio_mean"] == pytest.approx(1, abs=1e-3)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from retroact_lib import losses, training
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
-from retroact_lib.decoding import Request, decode
+from retroact_lib.decoding import Request, _reading_batches, _Row, decode
 from retroact_lib.examples import Example, collate, micro_batches
-from retroact_lib.policy import Policy
+from retroact_lib.policy import Policy, grouped_attention
 from retroact_lib.runs import Run
 
 EXACT = dict(compute_dtype="float32", lora_rank=4, lora_alpha=8)
@@ -142,7 +143,7 @@ def test_ratio_is_one_before_the_first_update(policy):
 
 def episode(policy, text, temperature=0.0, turns=3):
     replies = []
-    ids = policy.encode(f"{text} tells a story.")
+    ids = policy.encode(f"Once more (all prompts begin alike): {text} tells a story.")
     for turn in range(turns):
         request = Request(ids, "planner", lambda t: len(t) > 25, 12, temperature, seed=turn, fresh=turn == 0)
         replies.append((yield request))
@@ -151,7 +152,8 @@ def episode(policy, text, temperature=0.0, turns=3):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
+def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature, monkeypatch):
+    monkeypatch.setattr(policy, "_can_pack", False)  # the packed kernel's bfloat16 noise may tip a draw
     names = [
         "Ann",
         "Bob the builder of very long bridges",
@@ -170,7 +172,7 @@ def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
         for other in (batched[i], turned[len(names) - 1 - i]):
             assert [r.ids for r in alone[i]] == [r.ids for r in other]
             for mine, theirs in zip(alone[i], other, strict=True):
-                assert mine.logps == pytest.approx(theirs.logps, abs=1e-2)
+                assert mine.logps == pytest.approx(theirs.logps, abs=1e-4)
 
 
 def test_recorded_log_probs_are_those_of_the_whole_text(policy):
@@ -191,6 +193,45 @@ def test_recorded_log_probs_are_those_of_the_whole_text(policy):
     # the packed inference kernel works in bfloat16
     assert first.logps + second.logps == pytest.approx(logp[torch.tensor(mask).bool()].tolist(), abs=0.05)
     assert second.context == len(ids)
+
+
+def test_a_text_that_goes_on_with_another_adapter_is_read_again(tiny_checkpoint):
+    two = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), separate_adapters=True, **EXACT), seed=0)
+    two._can_pack = False
+    with torch.no_grad():
+        for i, parameter in enumerate(two.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    told, asked = two.encode("Bob tells a story."), two.encode(" What was it about?")
+
+    def talk():
+        first = yield Request(told, "planner", lambda t: False, 6, 1.0, seed=3, fresh=True)
+        second = yield Request(asked, "reflector", lambda t: False, 6, 1.0, seed=4)
+        return first, second
+
+    ((_, (first, second)),) = decode(two, [talk()])
+    ids = told + first.ids + asked + second.ids
+    batch = collate([Example("reflector", ids, [0] * (len(ids) - 6) + [1] * 6)], 0, two.device)
+    with torch.no_grad():
+        logp = two.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "reflector")[0, -6:]
+    assert second.logps == pytest.approx(logp.tolist(), abs=1e-3)
+
+
+def test_reading_together_wastes_little_on_padding():
+    rows = {place: _Row(place, None, pending=[0] * length) for place, length in enumerate([200, 20, 22, 210, 400, 21])}
+    assert [sorted(batch) for batch in _reading_batches(rows, 500)] == [[1, 2, 5], [0, 3], [4]]
+    assert [sorted(batch) for batch in _reading_batches(rows, 300)] == [[1, 2, 5], [0], [3], [4]]
+
+
+def test_grouped_attention_is_that_of_transformers():
+    draws = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 5, 8, generator=draws) for heads in (6, 2, 2))
+    seen = torch.arange(5) <= torch.tensor([[0, 1, 2, 3, 4], [1, 1, 2, 4, 4]])[:, :, None]
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    theirs, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    ours, _ = grouped_attention(module, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(ours, theirs)
 
 
 # -- adapters -------------------------------------------------------------------------------------------------------

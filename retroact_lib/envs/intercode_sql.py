@@ -71,7 +71,7 @@ class InterCodeSQL(Env):
     Args:
         data: path or http(s) URL of a JSON list of ``{"db", "query", "gold"}`` (``hardness`` optional), InterCode's
             ``ic_spider_dev.json``; it becomes the split ``official``. Its databases overlap with ``train``.
-        describe: DESC answers with MySQL's six fields ("mysql") or with (Field, Type) ("compact", fewer tokens).
+        describe: DESC answers with MySQL's six fields ("mysql"), with (Field, Type) ("compact"), or (Field,) ("names").
         observation_chars: observations are cut to this many characters.
         time_limit: seconds that one statement may take.
 
@@ -81,10 +81,9 @@ class InterCodeSQL(Env):
     name: ClassVar[str] = "intercode_sql"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "real", "official")
     instruction: ClassVar[str] = (
-        "Interact with a MySQL database using SQL queries to answer a question.\n"
-        "Write a Thought, then an Action, and read the Observation. An Action is one of:\n"
-        "execute[SQL]: run SQL on the database, for example execute[SHOW TABLES] or execute[DESC table]\n"
-        "submit: the previous observation is the answer"
+        "Answer a question with a MySQL database. Write a Thought and an Action, then read the Observation.\n"
+        "Actions: execute[SQL], such as execute[SHOW TABLES] or execute[DESC table]; "
+        "submit, when the last observation is the answer."
     )
     max_steps: ClassVar[int] = 8
 
@@ -95,8 +94,8 @@ class InterCodeSQL(Env):
         observation_chars: int = 400,
         time_limit: float = 2.0,
     ) -> None:
-        if describe not in ("mysql", "compact"):
-            raise ValueError(f"describe must be 'mysql' or 'compact', not {describe!r}.")
+        if describe not in ("mysql", "compact", "names"):
+            raise ValueError(f"describe must be 'mysql', 'compact' or 'names', not {describe!r}.")
         if observation_chars < 40:
             raise ValueError(f"observation_chars must be at least 40, not {observation_chars}.")
         if not time_limit > 0:

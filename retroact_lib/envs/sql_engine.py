@@ -81,8 +81,8 @@ class _BacktickSQLite(SQLite):
 class SqlDatabase:
     """One database, open for reading. Statements run one at a time under a lock and leave nothing behind.
 
-    `describe` is "mysql" for the six fields of MySQL's DESC, or "compact" for (Field, Type); `time_limit` is in
-    seconds and covers one statement from start to last row.
+    `describe` is "mysql" for the six fields of MySQL's DESC, "compact" for (Field, Type), or "names" for (Field,);
+    `time_limit` is in seconds and covers one statement from start to last row.
     """
 
     def __init__(self, database: Database, describe: str = "mysql", time_limit: float = 2.0) -> None:
@@ -154,6 +154,8 @@ class SqlDatabase:
         if name not in self.database.tables or schema.lower() != self.database.name.lower():
             raise SqlError(f"Table '{schema}.{name}' doesn't exist")
         columns = self.database.tables[name].columns
+        if self.describe == "names":
+            return [(c.name,) for c in columns]
         if self.describe == "compact":
             return [(c.name, c.type) for c in columns]
         return [(c.name, c.type, "YES" if c.nullable else "NO", c.key, c.default, c.extra) for c in columns]
