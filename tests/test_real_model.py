@@ -90,12 +90,12 @@ def test_gradient_parity_with_the_dequantised_weights(policy, rows):
 def test_ratio_is_one_before_the_first_update_and_training_moves_it(config, policy, rows, tmp_path):
     scored = training.score(policy, rows, batch_tokens=1024)
     run = Run.open(tmp_path, "rl", {}, {})
-    rl = config.change(rl_batch=len(rows), rl_epochs=3, rl_warmup=1, rl_lr=1e-4, il_batch=1, max_kl=10.0).rl
+    rl = config.change(rl_batch=len(rows), rl_epochs=3, rl_warmup=1, il_batch=1, max_kl=10.0).rl
     training.joint_rl(policy, scored, rows, rl, config.sft, run, seed=0)
     metrics = run.metrics()
     assert metrics[0]["ratio_mean"] == pytest.approx(1, abs=1e-3)
     assert metrics[0]["ratio_max"] == pytest.approx(1, abs=1e-3) and metrics[0]["kl"] < 1e-6
-    assert metrics[-1]["kl"] > 1e-5 and metrics[-1]["pg_loss"] < metrics[0]["pg_loss"]
+    assert metrics[-1]["kl"] > 1e-5 and metrics[-1]["ratio_mean"] > 1.05  # the rewarded rows became more probable
 
 
 def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, policy):
