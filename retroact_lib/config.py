@@ -272,12 +272,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         bootstrap=1_000,
         ablations="no_il,plain_retry",
     ),
-    # `make reproduce`: two cores, no GPU.
+    # `make reproduce`: two cores, no GPU, all arms in an hour and a half.
     "laptop": dict(
         describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",
         max_columns=2,
-        rl_tasks=128,
         rl_samples=2,
         rl_epochs=1,
         rl_lr=3e-4,

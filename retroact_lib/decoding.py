@@ -95,15 +95,14 @@ def decode(
         for row in active:
             if row.done:
                 yield from _answer(policy, row, waiting)
-        with policy.decoding():
-            for place in reversed(range(len(active))):
-                if active[place].episode is None:
-                    cache.move(len(active) - 1, place)
-                    active[place] = active[-1]
-                    active.pop()
-            for adapter in sorted({row.adapter for row in active}):
-                policy.select(adapter)
-                group = {place: row for place, row in enumerate(active) if row.adapter == adapter}
+        for place in reversed(range(len(active))):
+            if active[place].episode is None:
+                cache.move(len(active) - 1, place)
+                active[place] = active[-1]
+                active.pop()
+        for adapter in sorted({row.adapter for row in active}):
+            group = {place: row for place, row in enumerate(active) if row.adapter == adapter}
+            with policy.decoding(adapter):
                 reading = {place: row for place, row in group.items() if len(row.pending) > 1}
                 for batch in _reading_batches(reading, read_tokens):
                     _advance(policy, cache, batch)
@@ -216,6 +215,7 @@ class _RowCache(Cache):
         mask_BWS = torch.zeros(unseen_BWS.shape, dtype=self.dtype).masked_fill(unseen_BWS, torch.finfo(self.dtype).min)
         return mask_BWS[:, None].to(self.device)
 
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copy a row to another place."""
         for layer in self.layers:

@@ -152,8 +152,7 @@ def episode(policy, text, temperature=0.0, turns=3):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature, monkeypatch):
-    monkeypatch.setattr(policy, "_can_pack", False)  # the packed kernel's bfloat16 noise may tip a draw
+def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
     names = [
         "Ann",
         "Bob the builder of very long bridges",
@@ -190,14 +189,12 @@ def test_recorded_log_probs_are_those_of_the_whole_text(policy):
     batch = collate([Example("planner", ids, mask)], policy.tokenizer.pad_token_id, policy.device)
     with torch.no_grad():
         logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")[0]
-    # the packed inference kernel works in bfloat16
-    assert first.logps + second.logps == pytest.approx(logp[torch.tensor(mask).bool()].tolist(), abs=0.05)
+    assert first.logps + second.logps == pytest.approx(logp[torch.tensor(mask).bool()].tolist(), abs=1e-3)
     assert second.context == len(ids)
 
 
 def test_a_text_that_goes_on_with_another_adapter_is_read_again(tiny_checkpoint):
     two = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), separate_adapters=True, **EXACT), seed=0)
-    two._can_pack = False
     with torch.no_grad():
         for i, parameter in enumerate(two.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
@@ -222,15 +219,17 @@ def test_reading_together_wastes_little_on_padding():
     assert [sorted(batch) for batch in _reading_batches(rows, 300)] == [[1, 2, 5], [0], [3], [4]]
 
 
-def test_grouped_attention_is_that_of_transformers():
+@pytest.mark.parametrize("masked", ["boolean", "additive"])
+def test_grouped_attention_is_that_of_transformers(masked):
     draws = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 5, 8, generator=draws) for heads in (6, 2, 2))
-    seen = torch.arange(5) <= torch.tensor([[0, 1, 2, 3, 4], [1, 1, 2, 4, 4]])[:, :, None]
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    seen = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    seen[1, :, 3:, 2] = False
+    additive = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 3, True
-    theirs, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
-    ours, _ = grouped_attention(module, query, key, value, mask, scaling=0.3)
+    theirs, _ = sdpa_attention_forward(module, query, key, value, seen, scaling=0.3)
+    ours, _ = grouped_attention(module, query, key, value, seen if masked == "boolean" else additive, scaling=0.3)
     torch.testing.assert_close(ours, theirs)
 
 
