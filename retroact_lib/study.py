@@ -80,6 +80,7 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             continue
         provenance = runs.provenance()
         output.parent.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)  # from here on, the notebook on disk is no longer the one that ended well
         say(f"{item.name}: running, the notebook grows in {output}")
         started = _now()
         papermill.execute_notebook(
@@ -137,7 +138,8 @@ def estimated_memory_gib(config: StudyConfig) -> str:
 
     4-bit weights take 0.55 bytes each, embeddings 4 (CPU) or 2; adapters with their AdamW state 16 bytes a weight;
     activations about 34 values per hidden unit, layer and token of a pass (Korthikanti et al. 2022, without the
-    attention matrix), 2 when they are recomputed. A rollout holds keys and values of every row twice.
+    attention matrix), 2 when they are recomputed. A rollout holds the keys and values of every row, and on the CPU a
+    dense bfloat16 copy of the linear layers.
     """
     from transformers import AutoConfig
 
@@ -154,11 +156,13 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     linear = layers * (2 * hidden**2 * (1 + heads) + 3 * hidden * mlp)
     embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
     lora = layers * config.policy.lora_rank * (2 * hidden * (3 + heads) + 3 * (hidden + mlp))
-    per_value = 2 if config.policy.device != "cpu" and torch.cuda.is_available() else 4
+    on_cpu = config.policy.device == "cpu" or not torch.cuda.is_available()
+    per_value = 4 if on_cpu else 2
     activations = (2 if config.policy.gradient_checkpointing else 34) * hidden * layers * config.sft.batch_tokens
     weights = 0.55 * linear + per_value * embeddings + 16 * lora
-    cache = 2 * config.rollout.rows * config.rollout.max_context * layers * 2 * heads * hidden
-    training, rollouts = weights + per_value * activations, weights + per_value * cache
+    cache = config.rollout.rows * config.rollout.max_context * layers * 2 * heads * hidden
+    training = weights + per_value * activations
+    rollouts = weights + per_value * cache + (2 * linear if on_cpu else 0)
     return (
         f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB, "
         "beside Python and its libraries (about 1 GiB)"

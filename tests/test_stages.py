@@ -118,6 +118,14 @@ def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
     assert stages.train_sft(config.change(sft_lr=1e-5)).key != run.key
 
 
+def test_a_table_is_saved_with_the_manifests_of_the_runs_behind_it(config, tmp_path):
+    run = stages.train_sft(config)
+    stages.save_table(config, stages.training_metrics([run]), "metrics-sft", [run])
+    (file,) = tmp_path.glob("results/**/manifests/metrics-sft-seed0.json")
+    assert json.loads(file.read_text()) == {run.path.name: run.manifest}
+    assert len(stages.read_tables(config, "metrics-sft")) == run.manifest["summary"]["updates"]
+
+
 def test_ablation_arms_share_what_they_have_in_common(config):
     keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in stages.ABLATIONS.items()}
     alone = {"unmasked", "separate_adapters"}

@@ -93,6 +93,16 @@ def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
     study.reproduce(items, said.append)
     assert "skipped" in said[-1]
 
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    others = study.plan("smoke", "intercode_sql", [0], ["01_data"], {"checkpoint": tiny_checkpoint, "il_tasks": 9})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("papermill.execute_notebook", killed)
+        study.reproduce(others, said.append)
+    study.reproduce(items, said.append)  # the notebook on disk may be the killed one's
+    assert "done" in said[-1]
+
 
 # -- README ---------------------------------------------------------------------------------------------------------
 
