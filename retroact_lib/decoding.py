@@ -89,8 +89,8 @@ def decode(
     if rows < 1:
         raise ValueError(f"rows is {rows}; expected at least 1.")
     waiting = deque(enumerate(episodes))
-    cache = _RowCache(policy)
     active = [_Row(*waiting.popleft()) for _ in range(min(rows, len(waiting)))]
+    cache = _RowCache(policy, places=len(active))
     while active:
         for row in active:
             if row.done:
@@ -199,9 +199,9 @@ def _write(policy: Policy, rows: list[_Row], logits_NV: torch.Tensor) -> None:
 class _RowCache(Cache):
     """Keys and values of all rows: a row's token at position t lies at t of the row's place, and is copied once."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy, places: int):
         layers = policy.causal_lm.config.get_text_config().num_hidden_layers
-        super().__init__(layers=[_RowLayer() for _ in range(layers)])
+        super().__init__(layers=[_RowLayer(places) for _ in range(layers)])
         self.dtype, self.device = policy.head.weight.dtype, policy.device
 
     def prepare(self, places: list[int], position_BW: torch.Tensor) -> torch.Tensor:
@@ -219,9 +219,9 @@ class _RowCache(Cache):
     def move(self, source: int, target: int) -> None:
         """Copy a row to another place."""
         for layer in self.layers:
-            for store in (layer.keys, layer.values):
-                if store is not None and source < len(store):
-                    store[target] = store[source]
+            for store_PHSD in (layer.keys, layer.values):
+                if store_PHSD is not None:
+                    store_PHSD[target] = store_PHSD[source]
 
 
 @dataclass(frozen=True)
@@ -237,24 +237,22 @@ class _RowLayer(DynamicLayer):
 
     now: _Pass
 
+    def __init__(self, places: int):
+        super().__init__()
+        self.places = places
+
     def update(self, key_BHWD: torch.Tensor, value_BHWD: torch.Tensor, *args, **kwargs):
         self.keys = self._put(self.keys, key_BHWD)
         self.values = self._put(self.values, value_BHWD)
         return self._get(self.keys), self._get(self.values)
 
     def _put(self, store_PHSD: torch.Tensor | None, new_BHWD: torch.Tensor) -> torch.Tensor:
-        places, held = (0, 0) if store_PHSD is None else (store_PHSD.shape[0], store_PHSD.shape[2])
-        need = int(self.now.place_B.max()) + 1
-        if need > places or self.now.length > held:  # grow in large steps: touching new memory is slow
-            shape = (
-                max(need, places),
-                new_BHWD.shape[1],
-                max(-(-self.now.length // 256) * 256, held),
-                new_BHWD.shape[3],
-            )
-            grown_PHSD = new_BHWD.new_zeros(shape)
+        held = 0 if store_PHSD is None else store_PHSD.shape[2]
+        if self.now.length > held:  # grows in large steps: touching new memory is slow
+            room = -(-self.now.length // 256) * 256
+            grown_PHSD = new_BHWD.new_zeros(self.places, new_BHWD.shape[1], room, new_BHWD.shape[3])
             if store_PHSD is not None:
-                grown_PHSD[:places, :, :held] = store_PHSD
+                grown_PHSD[:, :, :held] = store_PHSD
             store_PHSD = grown_PHSD
         store_PHSD[self.now.place_B[:, None], :, self.now.position_BW] = new_BHWD.transpose(1, 2)
         return store_PHSD

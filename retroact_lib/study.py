@@ -22,6 +22,8 @@ from retroact_lib import checkpoints, paths, runs, stages
 from retroact_lib.config import StudyConfig, load_config
 
 NOTEBOOKS = ("01_data", "02_sft", "03_joint_rl", "04_ablations", "05_plots")
+QUIET_KERNEL = ["--log-level=40"]
+"""Errors only: a kernel otherwise warns at every start that its local sockets are not encrypted."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             progress_bar=False,
             stderr_file=sys.stderr,  # the notebooks' progress
             kernel_name="python3",
+            extra_arguments=QUIET_KERNEL,
         )
         _quiet(output)
         manifest = runs.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
@@ -110,7 +113,8 @@ def refresh(say=print) -> None:
         file = paths.project_dir() / "notebooks" / f"{name}.ipynb"
         book = nbformat.read(file, as_version=4)
         started = _now()
-        NotebookClient(book, timeout=None, resources={"metadata": {"path": str(file.parent)}}).execute()
+        place = {"metadata": {"path": str(file.parent)}}
+        NotebookClient(book, timeout=None, resources=place, extra_arguments=QUIET_KERNEL).execute()
         nbformat.write(book, file)
         _quiet(file)
         say(f"{name}: refreshed, {_minutes(started, _now())}.")
