@@ -272,7 +272,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         bootstrap=1_000,
         ablations="no_il,plain_retry",
     ),
-    # `make reproduce`: two cores, no GPU, all arms in an hour and a half.
+    # `make reproduce`: two cores, no GPU.
     "laptop": dict(
         describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",

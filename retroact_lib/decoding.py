@@ -129,6 +129,10 @@ def _answer(policy: Policy, row: _Row, waiting: deque) -> Iterator[tuple[int, Re
             break
 
 
+_SPARE = 32
+"""Tokens of padding that cost less than one more pass."""
+
+
 def _reading_batches(rows: dict[int, _Row], read_tokens: int) -> Iterator[dict[int, _Row]]:
     """Rows with like amounts to read together: little padding, no pass above `read_tokens` (but for a single row)."""
     batch: dict[int, _Row] = {}
@@ -141,10 +145,6 @@ def _reading_batches(rows: dict[int, _Row], read_tokens: int) -> Iterator[dict[i
         batch[place] = row
     if batch:
         yield batch
-
-
-_SPARE = 32
-"""Tokens of padding that cost less than one more pass."""
 
 
 def _advance(policy: Policy, cache: _RowCache, rows: dict[int, _Row]) -> None:
@@ -208,9 +208,9 @@ class _RowCache(Cache):
         """Say which rows the next pass is for and where its tokens go; returns its mask [B, 1, W, S], 0 or lowest."""
         length = int(position_BW.max()) + 1
         whole = places == list(range(len(places)))
-        pass_ = _Pass(torch.tensor(places, device=self.device), position_BW.to(self.device), length, whole)
+        now = _Pass(torch.tensor(places, device=self.device), position_BW.to(self.device), length, whole)
         for layer in self.layers:
-            layer.now = pass_
+            layer.now = now
         unseen_BWS = torch.arange(length) > position_BW[:, :, None]
         mask_BWS = torch.zeros(unseen_BWS.shape, dtype=self.dtype).masked_fill(unseen_BWS, torch.finfo(self.dtype).min)
         return mask_BWS[:, None].to(self.device)

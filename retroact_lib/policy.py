@@ -276,8 +276,8 @@ class Policy:
     def decoding(self, adapter: str) -> Iterator[None]:
         """Inside, no gradients and `adapter` acts; on the CPU merged into dense weights W + (alpha / r) B A.
 
-        A dense product takes about half of the time of a 4-bit one and the adapter's two, for the memory of a dense
-        copy (in the compute data type) of the linear layers. The 4-bit weights themselves are not touched.
+        One dense product is faster than a 4-bit one and the adapter's two, for the memory of a dense copy (in the
+        compute data type) of the linear layers. The 4-bit weights themselves are not touched.
         """
         self.select(adapter)
         merged = self._merged_layers(adapter) if self.device.type == "cpu" else {}
