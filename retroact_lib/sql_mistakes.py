@@ -134,10 +134,22 @@ def words_for(item: exp.Expression) -> str:
             if isinstance(inside, exp.Star)
             else (f"the number of different {name}" if distinct else f"the number of {name}")
         )
-    for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "largest"), (exp.Min, "smallest")):
+    for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "highest"), (exp.Min, "lowest")):
         if isinstance(item, kind):
             return f"the {word} {name}"
     return "all columns" if isinstance(item, exp.Star) else plain(item)
+
+
+_COMPARED = {exp.GT: "greater than", exp.LT: "less than", exp.GTE: "at least", exp.LTE: "at most"}
+
+
+def condition(node: exp.Expression) -> str:
+    """A condition as short text, inequalities in the words of a question: ``Age at least 30 AND Name = 'Ann'``."""
+    tree = exp.Paren(this=node.copy())
+    for found in list(tree.find_all(*_COMPARED)):
+        if not found.find(exp.Query):
+            found.replace(exp.var(f"{plain(found.this)} {_COMPARED[type(found)]} {plain(found.expression)}"))
+    return plain(tree.this)
 
 
 def wanted(select: exp.Select) -> str:
@@ -167,17 +179,21 @@ def describe(query: Query, limit: int = 26) -> str:
     if isinstance(query.tree, exp.SetOperation):
         parts.append(f"combined by {query.tree.key.upper()} with a second query")
     if where := select.args.get("where"):
-        parts.append(f"where {plain(where.this)}")
+        parts.append(f"where {condition(where.this)}")
     if group := select.args.get("group"):
         parts.append(f"per {_and([plain(g) for g in group.expressions])}")
     if having := select.args.get("having"):
-        parts.append(f"keeping groups with {plain(having.this)}")
+        parts.append(f"keeping groups with {condition(having.this)}")
+    first = plain(select.args["limit"].expression) if select.args.get("limit") else ""
     if order := select.args.get("order"):
-        first = order.expressions[0]
-        way = "descending" if first.args.get("desc") else "ascending"
-        parts.append(f"sorted by {plain(first.this)} {way}")
-    if count := select.args.get("limit"):
-        parts.append(f"first {plain(count.expression)} only")
+        by = order.expressions[0]
+        down, column = bool(by.args.get("desc")), plain(by.this)
+        if first == "1":
+            parts.append(f"with the {'highest' if down else 'lowest'} {column}")
+        else:
+            parts.append(f"sorted by {column} {'descending' if down else 'ascending'}")
+    if first and not (order and first == "1"):
+        parts.append(f"first {first} only")
     text = parts[0]
     for part in parts[1:]:
         if len(f"{text}, {part}".split()) <= limit:
@@ -267,11 +283,11 @@ def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
     part = "where" if select.args.get("where") else "having"
     if not select.args.get(part):
         return None
-    condition = plain(select.args[part].this)
+    text = condition(select.args[part].this)
     names = [c.name for c in select.args[part].find_all(exp.Column)]
     select.set(part, None)
-    what = f"the condition on {names[0]}" if names else f"the condition {condition}"
-    remedy = condition if len(condition.split()) <= 8 else "what the question asks"
+    what = f"the condition on {names[0]}" if names else f"the condition {text}"
+    remedy = text if len(text.split()) <= 8 else "what the question asks"
     return Mistake(
         "missing_filter",
         render(tree),
@@ -392,12 +408,12 @@ def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
     down = bool(first.args.get("desc"))
     first.set("desc", not down)
     first.set("nulls_first", down)  # as MySQL sorts, so that no CASE for empty values is written out
-    words = ("ascending", "descending") if down else ("descending", "ascending")
+    words = ("lowest", "highest") if down else ("highest", "lowest")
     return Mistake(
         "wrong_direction",
         render(tree),
-        f"sorted by {plain(first.this)} in {words[0]} order",
-        f"sort by {plain(first.this)} in {words[1]} order",
+        f"put the {words[0]} {plain(first.this)} first",
+        f"put the {words[1]} {plain(first.this)} first",
     )
 
 
@@ -464,13 +480,13 @@ def _wrong_operator(query: Query, rng: random.Random) -> Mistake | None:
         return None
     node = rng.choice(found)
     wrong = rng.choice(_OPERATORS[type(node)])(this=node.this.copy(), expression=node.expression.copy())
-    right_words = plain(node)
+    right_words = condition(node)
     node.replace(wrong)
     short = len(right_words.split()) <= 8
     return Mistake(
         "wrong_operator",
         render(tree),
-        f"compared wrongly: I wrote {plain(wrong)}",
+        f"compared wrongly: I wrote {condition(wrong)}",
         f"keep the rows with {right_words}" if short else "turn that comparison round",
     )
 

@@ -266,7 +266,7 @@ def test_slips_that_do_not_apply_and_kinds_to_avoid():
 
 def test_the_words_for_a_query():
     assert describe(Query(GOLD["count"][1], TABLES)) == "the number of rows from singer, where Country = 'France'"
-    assert describe(Query(GOLD["top"][1], TABLES)) == "Name from singer, sorted by Age descending, first 1 only"
+    assert describe(Query(GOLD["top"][1], TABLES)) == "Name from singer, with the highest Age"
     assert describe(Query(GOLD["join"][1], TABLES)) == (
         "Title from singer and song joined on Singer_ID, where Country = 'France'"
     )
