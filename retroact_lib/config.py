@@ -93,7 +93,7 @@ class RolloutConfig:
     reflect: bool = True
     """False is plain retry: the same prompt again, no reflector."""
     temperature: float = 1.0
-    """Of planner and reflector in the training rollouts; 0 is greedy."""
+    """Of planner and reflector in the training rollouts; 0 is greedy. pi_old stays the policy at temperature 1."""
     max_steps: int = 8
     """Actions in a trial."""
     max_repeats: int = 2
@@ -102,7 +102,7 @@ class RolloutConfig:
     """Tokens of one thought and action."""
     max_reflection_tokens: int = 64
     max_context: int = 2048
-    """A trial is cut off when its text has this many tokens."""
+    """Tokens of a trial and its reflection; a trial is cut off while there is still room for the reflection."""
     rows: int = 32
     """Episodes decoded at once."""
     chunk: int = 96
@@ -277,9 +277,12 @@ PROFILES: dict[str, dict[str, Any]] = {
         describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",
         max_columns=2,
-        rl_samples=2,
+        il_tasks=144,
+        rl_tasks=160,
+        temperature=0.5,
         rl_epochs=1,
-        rl_lr=3e-4,
+        rl_lr=6e-4,
+        il_batch=2,
         max_steps=6,
         max_action_tokens=64,
         rows=48,

@@ -15,7 +15,7 @@ from functools import lru_cache
 import pandas as pd
 
 from retroact_lib import checkpoints, envs, examples, paths, training
-from retroact_lib.config import RolloutConfig, StudyConfig
+from retroact_lib.config import PolicyConfig, RolloutConfig, StudyConfig
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.evaluation import outcomes
 from retroact_lib.experts import expert_trajectories
@@ -124,7 +124,7 @@ def train_sft(config: StudyConfig) -> Run:
     expert = demonstrate(config)
     run = _open(config, "sft", {**asdict(config.sft), **_policy(config)}, {"expert": expert.key})
     if not run.finished:
-        policy = Policy.load(config.policy, seed=config.seed)
+        policy = _lent_policy(config, None)
         rows = imitation_rows(config, policy)
         training.sft(policy, rows, config.sft, run, config.seed)
         _finish_training(run, policy, examples=len(rows))
@@ -156,7 +156,7 @@ def roll_out(
         raise ValueError(f"{file} does not hold the episodes that were planned; delete {run.path} to play them again.")
     done = len(saved) // how.chunk * how.chunk
     write_trajectories(file, saved[:done])
-    policy, env = load_policy(config, start), environment(config)
+    policy, env = _lent_policy(config, start), environment(config)
     with bar("Rollouts", "episode", len(episodes), done) as shown:
         for begin in range(done, len(episodes), how.chunk):
             part = episodes[begin : begin + how.chunk]
@@ -188,7 +188,7 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
     parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
     run = _open(config, "rl", parameters, {"start": start.key, "rollouts": rolled.key})
     if not run.finished:
-        policy = load_policy(config, start)
+        policy = _lent_policy(config, start)
         trajectories = read_trajectories(rolled.file(TRAJECTORIES))
         rows = examples.rewarded_examples(
             policy, environment(config), trajectories, config.rl, config.sft.mask_observations
@@ -304,6 +304,21 @@ def load_policy(config: StudyConfig, start: Run | None) -> Policy:
     if start is not None:
         policy.load_adapters(start.file(ADAPTER))
     return policy
+
+
+def _lent_policy(config: StudyConfig, start: Run | None) -> Policy:
+    """As `load_policy`, in the one model that the stages share: theirs until a stage asks again."""
+    policy, fresh = _shared_model(config.policy, config.seed)
+    policy.load_adapter_state(fresh)
+    if start is not None:
+        policy.load_adapters(start.file(ADAPTER))
+    return policy
+
+
+@lru_cache(maxsize=1)
+def _shared_model(config: PolicyConfig, seed: int) -> tuple[Policy, dict]:
+    policy = Policy.load(config, seed=seed)
+    return policy, policy.adapter_state()
 
 
 def _policy(config: StudyConfig) -> dict:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from retroact_lib import rollout, stages
 from retroact_lib.config import load_config
@@ -91,7 +92,7 @@ def test_killed_rollouts_resume_to_the_same_file_and_finished_ones_return_at_onc
     run = stages.roll_out(killed, None, tasks, how)
     assert calls == [4, 2, 2], "the first chunk must not be played again"
     assert (run.path / stages.TRAJECTORIES).read_bytes() == whole
-    monkeypatch.setattr(stages, "load_policy", lambda *_: pytest.fail("a finished stage loads no model"))
+    monkeypatch.setattr(stages, "_lent_policy", lambda *_: pytest.fail("a finished stage loads no model"))
     assert stages.roll_out(killed, None, tasks, how).finished
 
 
@@ -116,6 +117,15 @@ def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
     assert (run.path / stages.ADAPTER / "adapter_model.safetensors").exists()
     assert stages.train_sft(config).manifest == manifest
     assert stages.train_sft(config.change(sft_lr=1e-5)).key != run.key
+
+
+def test_stages_share_one_model_and_leave_nothing_in_it(config):
+    fresh = stages.load_policy(config, None).adapter_state()
+    trained = stages.train_sft(config)
+    asked = stages._lent_policy(config, trained)
+    assert any(not torch.equal(weight, fresh[name]) for name, weight in asked.adapter_state().items())
+    assert stages._lent_policy(config, None) is asked
+    assert all(torch.equal(weight, fresh[name]) for name, weight in asked.adapter_state().items())
 
 
 def test_a_table_is_saved_with_the_manifests_of_the_runs_behind_it(config, tmp_path):

@@ -349,7 +349,7 @@ def _superlative(_: str, views: dict[str, View], rng: random.Random) -> Iterator
             year = view.is_year(column)
             for best, direction, word in (
                 (max, " DESC", "latest" if year else "highest"),
-                (min, "", "earliest" if year else "lowest"),
+                (min, " ASC", "earliest" if year else "lowest"),
             ):
                 if view.values[column].count(best(view.values[column])) > 1:
                     continue
@@ -374,11 +374,11 @@ def _order(_: str, views: dict[str, View], rng: random.Random) -> Iterator[Draft
         for column in view.numbers + [c for c in view.texts if _alphabetical(view, c)]:
             if len({_folded(v) for v in view.values[column]}) < view.size:
                 continue
-            for direction, word in (("", "ascending"), (" DESC", "descending")):
+            for direction, word in ((" ASC", "ascending"), (" DESC", "descending")):
                 top = rng.choice((0, 3, 5)) if column in view.numbers else 0
                 if top >= view.size:
                     top = 0
-                end = {"": "lowest", " DESC": "highest"}[direction]
+                end = {" ASC": "lowest", " DESC": "highest"}[direction]
                 gold = f"SELECT {quoted(label)} FROM {quoted(view.name)} ORDER BY {quoted(column)}{direction}"
                 what, by = plural(view.say(label)), view.say(column)
                 if top:
@@ -510,7 +510,7 @@ def _group_top(_: str, views: dict[str, View], __: random.Random) -> Iterator[Dr
             counts = sorted(Counter(map(_folded, view.values[column])).values())
             for direction, word, tied in (
                 (" DESC", "most", counts[-1] == counts[-2]),
-                ("", "fewest", counts[0] == counts[1]),
+                (" ASC", "fewest", counts[0] == counts[1]),
             ):
                 if not tied:
                     order = f"GROUP BY {name} ORDER BY COUNT(*){direction} LIMIT 1"
