@@ -43,6 +43,8 @@ def _overrides(pairs: list[str]) -> dict[str, object]:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"--set got {pair!r}; expected NAME=VALUE.")
+        if name in ("profile", "env", "seed"):
+            raise ValueError(f"--set got {pair!r}; expected --{name}{'s' if name == 'seed' else ''} for that.")
         values[name] = _literal(text)
     return values
 

@@ -302,7 +302,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         batch_tokens=16_384,
         eval_trials=5,
     ),
-    # The authors' backbone, data and hyperparameters, as their released code has them.
+    # The authors' backbone and hyperparameters, as their released code has them. Demonstrations and questions are
+    # this project's, unless official_data names InterCode's file.
     "paper": dict(
         checkpoint="meta-llama/Llama-2-7b-chat-hf",
         lora_rank=8,
@@ -351,6 +352,11 @@ def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
     """
     plain = (str, int, float, bool, types.NoneType)
     ours = {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")}
+    for name in ours.keys() - set(field_names()):
+        raise ValueError(
+            f"Unknown setting {name!r}; expected one of {', '.join(field_names())}. "
+            f"If it is a variable of your own, name it _{name}."
+        )
     return load_config(ours.pop("profile", "smoke"), **ours)
 
 

@@ -2,6 +2,7 @@
 
     <stage>-<key>/
       manifest.json     parameters, inputs, git commit, versions, hardware, start, end, status
+      .lock             the process that works on it, until it is finished
       metrics.jsonl     one line per update
       state.pt          the training checkpoint; replaced as a whole
       ...               what the stage makes: trajectories.jsonl, adapter/
@@ -13,6 +14,7 @@ setting finds its finished work, and a killed run goes on where its last whole f
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -24,12 +26,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "sqlglot", "papermill")
+
+
+_LOCKS: dict[Path, IO[str]] = {}
+"""Run directory -> the open lock file, of the runs that this process works on."""
 
 
 class Run:
@@ -40,16 +46,43 @@ class Run:
 
     @classmethod
     def open(cls, root: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
-        """The run of `stage` with these parameters and inputs (name -> key or digest), new or found."""
+        """The run of `stage` with these parameters and inputs (name -> key or digest), new or found.
+
+        Raises RuntimeError while another process works on it.
+        """
         wanted = {"stage": stage, "parameters": dict(parameters), "inputs": dict(inputs)}
         key = digest_of(wanted)[:10]
         path = Path(root) / f"{stage}-{key}"
         path.mkdir(parents=True, exist_ok=True)
-        if (path / "manifest.json").exists():
-            return cls(path, read_json(path / "manifest.json"))
-        manifest = {**wanted, "key": key, "status": "running", "started": _now(), **provenance()}
-        write_json(path / "manifest.json", manifest)
-        return cls(path, manifest)
+        file = path / "manifest.json"
+        if file.exists() and (found := cls(path, read_json(file))).finished:
+            return found
+        run = cls(path, {**wanted, "key": key, "status": "running", "started": _now(), **provenance()})
+        run._lock()
+        if file.exists():
+            run.manifest = read_json(file)
+        else:
+            write_json(file, run.manifest)
+        return run
+
+    def _lock(self) -> None:
+        """Keep other processes out until the run is finished or this process ends."""
+        if self.path in _LOCKS:
+            return
+        file = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read() or "unknown"
+            file.close()
+            raise RuntimeError(
+                f"{self.path} is being made by process {holder}; wait for it, or stop it first."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        _LOCKS[self.path] = file
 
     @property
     def key(self) -> str:
@@ -71,6 +104,8 @@ class Run:
         self.manifest = {**self.manifest, "status": "finished", "ended": _now(), "summary": summary}
         write_json(self.path / "manifest.json", self.manifest)
         (self.path / "state.pt").unlink(missing_ok=True)
+        if lock := _LOCKS.pop(self.path, None):
+            lock.close()
 
     # -- metrics ------------------------------------------------------------------------------------------------
 

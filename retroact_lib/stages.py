@@ -127,7 +127,8 @@ def train_sft(config: StudyConfig) -> Run:
         policy = _lent_policy(config, None)
         rows = imitation_rows(config, policy)
         training.sft(policy, rows, config.sft, run, config.seed)
-        _finish_training(run, policy, examples=len(rows))
+        long = sum(len(row.ids) > config.sft.max_tokens for row in rows)
+        _finish_training(run, policy, examples=len(rows) - long, too_long=long)
     return run
 
 
@@ -165,6 +166,8 @@ def roll_out(
                 played[position] = trajectory
                 shown.update()
             append_trajectories(file, [played[position] for position in range(len(part))])
+    if [t.task_id for t in read_trajectories(file)] != [task.id for task, _ in episodes]:
+        raise ValueError(f"{file} does not hold the episodes that were played; delete {run.path} to play them again.")
     run.finish(episodes=len(episodes))
     return run
 
@@ -193,6 +196,7 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
         rows = examples.rewarded_examples(
             policy, environment(config), trajectories, config.rl, config.sft.mask_observations
         )
+        found = len(rows)
         rows = [row for row in rows if len(row.ids) <= config.sft.max_tokens]
         if not rows:
             raise ValueError(
@@ -202,7 +206,8 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
         rows = training.score(policy, rows, config.sft.batch_tokens)
         demonstrations = imitation_rows(config, policy)
         training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
-        _finish_training(run, policy, examples=len(rows), planner=sum(r.role == "planner" for r in rows))
+        planner = sum(row.role == "planner" for row in rows)
+        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=found - len(rows))
     return run
 
 
@@ -265,10 +270,7 @@ def ablation_arms(config: StudyConfig) -> list[str]:
 
 def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
     """Train an arm as the full method but for its changes, evaluate it on the test split, save and return its table."""
-    changed = config.change(**ABLATIONS[arm])
-    if arm == "continued_sft":
-        taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
-        changed = changed.change(max_updates=taken)
+    changed = _arm_config(config, arm)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
     trained = train_joint_rl(changed)
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
@@ -276,26 +278,64 @@ def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
     return table
 
 
+def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:
+    """Updates of stage 2 and rewarded examples by role, one row an arm, the full method first."""
+    rows = []
+    for arm in ("retroact", *arms):
+        done = [run.manifest["summary"] for run in train_joint_rl(_arm_config(config, arm))]
+        updates, examples, planner = (sum(s[name] for s in done) for name in ("updates", "examples", "planner"))
+        rows.append(
+            {"arm": arm, "updates": updates, "planner examples": planner, "reflector examples": examples - planner}
+        )
+    return pd.DataFrame(rows)
+
+
+def _arm_config(config: StudyConfig, arm: str) -> StudyConfig:
+    changed = config.change(**ABLATIONS.get(arm, {}))
+    if arm == "continued_sft":
+        taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
+        changed = changed.change(max_updates=taken)
+    return changed
+
+
 def save_table(config: StudyConfig, table: pd.DataFrame, name: str, trained: Sequence[Run] = ()) -> None:
     """Write a table of this seed below the results folder, and the manifests of the runs that `trained` its policies.
 
-    Each file is written as a whole or not at all.
+    Each file is written as a whole or not at all. The column `study` names the settings and the code behind the table.
     """
     folder, file = paths.results_dir(config.profile, config.env), f"{name}-seed{config.seed}"
     (folder / "tables").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tables" / f"{file}.csv", table.to_csv(index=False))
+    write_text(folder / "tables" / f"{file}.csv", table.assign(study=_study(config)).to_csv(index=False))
     if trained:
         (folder / "manifests").mkdir(exist_ok=True)
         write_json(folder / "manifests" / f"{file}.json", {run.path.name: run.manifest for run in trained})
 
 
+def _study(config: StudyConfig) -> str:
+    """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
+    settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
+    return digest_of([settings, code_digest(*sorted({module for modules in CODE.values() for module in modules}))])[:10]
+
+
 def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:
-    """The tables whose names match, of all seeds, as one. Raises ValueError when there is none."""
+    """The tables whose names match, of all seeds, as one.
+
+    Raises ValueError when there is none, or when they come from different settings or code.
+    """
     folder = paths.results_dir(config.profile, config.env) / "tables"
     files = sorted(folder.glob(f"{pattern}-seed*.csv"))
     if not files:
         raise ValueError(f"{folder} holds no table {pattern}: run the notebooks before this one first.")
-    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
+    parts = [pd.read_csv(file, dtype={"study": str}) for file in files]
+    parts = [part.assign(study=part.get("study", ""), file=file.name) for part, file in zip(parts, files, strict=True)]
+    table = pd.concat(parts, ignore_index=True)
+    studies = [sorted(group["file"].unique()) for _, group in table.groupby("study", sort=False)]
+    if len(studies) > 1:
+        raise ValueError(
+            f"{folder} holds tables of different settings or code, which cannot be compared: {studies[0][0]} and "
+            f"{studies[1][0]}. Run the notebooks that made the older ones again, or delete those tables."
+        )
+    return table.drop(columns=["study", "file"])
 
 
 def load_policy(config: StudyConfig, start: Run | None) -> Policy:

@@ -49,8 +49,9 @@ def plan(
     if not seeds:
         raise ValueError("No seed was given; expected at least one.")
     common = {"env": env, **(overrides or {})}
+    load_config(profile, **common)
     for name in ("checkpoint", "official_data"):  # notebooks run in another folder than the caller's
-        if name in common and Path(common[name]).exists():
+        if common.get(name) and Path(common[name]).exists():
             common[name] = str(Path(common[name]).resolve())
     stages.environment(load_config(profile, **common))
     common = {"profile": profile, **common}
@@ -168,8 +169,8 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     training = weights + per_value * activations
     rollouts = weights + per_value * cache + (2 * linear if on_cpu else 0)
     return (
-        f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB, "
-        "beside Python and its libraries (about 1 GiB)"
+        f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB on "
+        f"{'the CPU' if on_cpu else 'the card'}, beside Python and its libraries (about 1 GiB)"
     )
 
 

@@ -1,6 +1,9 @@
 """The whole chain on files: rollouts over the real databases, resume, damaged files. A tiny random model plays."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -96,6 +99,18 @@ def test_killed_rollouts_resume_to_the_same_file_and_finished_ones_return_at_onc
     assert stages.roll_out(killed, None, tasks, how).finished
 
 
+def test_a_run_belongs_to_one_process(tmp_path):
+    run = Run.open(tmp_path, "sft", {}, {})
+    assert Run.open(tmp_path, "sft", {}, {}).path == run.path, "the own process may open it again"
+    run = Run.open(tmp_path, "sft", {}, {})
+    other = "import pathlib, sys; from retroact_lib.runs import Run; Run.open(pathlib.Path(sys.argv[1]), 'sft', {}, {})"
+    ask = [sys.executable, "-c", other, str(tmp_path)]
+    refused = subprocess.run(ask, capture_output=True, text=True)
+    assert refused.returncode == 1 and f"is being made by process {os.getpid()}; wait" in refused.stderr
+    run.finish()
+    assert subprocess.run(ask).returncode == 0
+
+
 def test_a_torn_line_is_played_again(config):
     tasks = stages.task_sets(config)["test"]
     run = stages.roll_out(config, None, tasks, config.rollout)
@@ -134,6 +149,16 @@ def test_a_table_is_saved_with_the_manifests_of_the_runs_behind_it(config, tmp_p
     (file,) = tmp_path.glob("results/**/manifests/metrics-sft-seed0.json")
     assert json.loads(file.read_text()) == {run.path.name: run.manifest}
     assert len(stages.read_tables(config, "metrics-sft")) == run.manifest["summary"]["updates"]
+
+
+def test_tables_of_different_settings_are_not_compared(config):
+    table = stages.training_metrics([stages.train_sft(config)])
+    stages.save_table(config, table, "metrics-sft")
+    stages.save_table(config.change(seed=1, bootstrap=10), table, "metrics-sft")
+    assert len(stages.read_tables(config, "metrics-sft")) == 2 * len(table)
+    stages.save_table(config.change(sft_lr=1e-5, seed=2), table, "metrics-sft")
+    with pytest.raises(ValueError, match="different settings or code.*seed0.csv and metrics-sft-seed2.csv"):
+        stages.read_tables(config, "metrics-sft")
 
 
 def test_ablation_arms_share_what_they_have_in_common(config):

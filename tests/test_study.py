@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from retroact_lib import __main__ as command_line
-from retroact_lib import paths, study
+from retroact_lib import evaluation, paths, stages, study
 from retroact_lib.config import field_names, load_config
 
 PROJECT = paths.project_dir()
@@ -63,6 +63,8 @@ def test_plan_runs_the_notebooks_in_order_and_the_figures_once():
         ("--set rl_lr", "expected NAME=VALUE"),
         ("--set rl_rl=1", "Unknown setting 'rl_rl'"),
         ("--set checkpoint=nonsense", "nonsense"),
+        ("--set checkpoint=5", "checkpoint is 5; expected str"),
+        ("--set seed=3", "expected --seeds"),
         ("--set official_data=/nowhere/ic.json", "/nowhere/ic.json"),
     ],
 )
@@ -102,6 +104,14 @@ def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
         study.reproduce(others, said.append)
     study.reproduce(items, said.append)  # the notebook on disk may be the killed one's
     assert "done" in said[-1]
+
+
+def test_the_committed_summaries_follow_from_the_committed_tables():
+    config = load_config("laptop")
+    folder = paths.results_dir("laptop", "intercode_sql")
+    headline = stages.read_tables(config, "outcomes-0[23]")
+    summary = evaluation.summarise(headline, resamples=config.evaluation.bootstrap)
+    assert (folder / "summary.csv").read_text() == summary.round(4).to_csv(index=False)
 
 
 # -- README ---------------------------------------------------------------------------------------------------------

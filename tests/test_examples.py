@@ -1,0 +1,92 @@
+"""From trajectories to training rows: which are kept, what they earn, and that they are the text that was read."""
+
+import pytest
+
+from retroact_lib import stages
+from retroact_lib.config import load_config
+from retroact_lib.examples import imitation_examples, rewarded_examples
+from retroact_lib.policy import Policy
+from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
+
+
+@pytest.fixture(scope="module")
+def env():
+    return stages.environment(load_config("smoke"))
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint):
+    return Policy.load(load_config("smoke", checkpoint=tiny_checkpoint, compute_dtype="float32").policy)
+
+
+def trajectory(*rewards):
+    """Two steps a trial, and between two trials a reflection; trial k says so in its thoughts."""
+    reflections = [Reflection(f"I failed in trial {k}.") for k in range(1, len(rewards))]
+    trials = []
+    for k, reward in enumerate(rewards, 1):
+        turns = [Turn(f" Trial {k} looks.\nAction 1: execute[SHOW TABLES]\n", "execute[SHOW TABLES]", "[('singer',)]")]
+        turns.append(Turn(f" Trial {k} ends.\nAction 2: submit\n", "submit", "[('singer',)]"))
+        trials.append(Trial([r.text for r in reflections[: k - 1]], turns, reward, reward == 1.0))
+    return Trajectory("t", "How many singers are there?", "count", trials, reflections)
+
+
+def agent_text(policy, row):
+    return policy.tokenizer.decode([token for token, mask in zip(row.ids, row.mask, strict=True) if mask])
+
+
+def earned(rows):
+    return [(row.role, row.reward) for row in rows]
+
+
+def rewards(policy, env, *trajectories, **settings):
+    return earned(rewarded_examples(policy, env, trajectories, load_config("smoke", **settings).rl))
+
+
+def test_imitation_keeps_successful_trials_and_reflections_that_helped(policy, env):
+    rows = imitation_examples(policy, env, [trajectory(0.5, 0.5, 1.0), trajectory(0.5, 0.0)])
+    assert [agent_text(policy, row) for row in rows] == [
+        " Trial 3 looks.\nAction 1: execute[SHOW TABLES]\n Trial 3 ends.\nAction 2: submit\n",
+        " I failed in trial 2.\n",
+    ]
+    assert earned(rows) == [("planner", 1.0), ("reflector", 1.0)]
+
+
+def test_a_row_is_the_text_that_the_role_read_and_wrote(policy, env):
+    planner, reflector = imitation_examples(policy, env, [trajectory(0.0, 1.0)])
+    read = policy.tokenizer.decode(planner.ids)
+    assert env.instruction in read and "Reflection 1: I failed in trial 1.\nQuestion: How many singers" in read
+    assert read.endswith(
+        "Thought 1: Trial 2 looks.\nAction 1: execute[SHOW TABLES]\nObservation 1: [('singer',)]\n"
+        "Thought 2: Trial 2 ends.\nAction 2: submit\n"
+    )
+    read = policy.tokenizer.decode(reflector.ids)
+    assert "Thought 2: Trial 1 ends.\nAction 2: submit\nObservation 2: [('singer',)]\nStatus: failed" in read
+    assert "Reflection 1:" not in read and read.endswith("Reflection: I failed in trial 1.\n")
+
+
+def test_unmasked_rows_train_on_observations_but_never_on_the_prompt(policy, env):
+    (masked, _), (unmasked, _) = (imitation_examples(policy, env, [trajectory(0.0, 1.0)], m) for m in (True, False))
+    assert masked.ids == unmasked.ids and "singer" not in agent_text(policy, masked)
+    assert "Observation 1: [('singer',)]\nThought 2:" in agent_text(policy, unmasked)
+    assert "How many" not in agent_text(policy, unmasked)
+
+
+def test_a_trial_earns_its_reward_and_a_reflection_the_shaped_change(policy, env):
+    # (R_k - R_(k-1)) (R_(k-1) + c) / c with c = 1: 0.5 * 1, then 0.5 * 1.5
+    full = [("planner", 0.5), ("planner", 1.0), ("reflector", 0.5), ("reflector", 0.75)]
+    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0)) == full
+    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), roles="planner") == full[:2]
+    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), roles="reflector") == full[2:]
+    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), reflector_c=0.5)[3] == ("reflector", 1.0)
+
+
+def test_what_earns_nothing_is_left_out_and_a_fall_only_on_request(policy, env):
+    assert rewards(policy, env, trajectory(0.0, 0.0)) == []
+    assert rewards(policy, env, trajectory(0.5, 0.0)) == [("planner", 0.5)]
+    kept = rewards(policy, env, trajectory(0.5, 0.0), negative_rewards=True)
+    assert kept == [("planner", 0.5), ("reflector", -0.75)]
+
+
+def test_a_baseline_is_the_mean_of_the_role(policy, env):
+    rows = rewards(policy, env, trajectory(0.0, 1.0), trajectory(0.5, 0.5), baseline=True)
+    assert rows == [("planner", -0.5), ("planner", 0.5), ("reflector", 0.5), ("reflector", -0.5)]
