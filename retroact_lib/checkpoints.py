@@ -164,11 +164,6 @@ class Checkpoint:
     source: str
     licence: str
 
-    @property
-    def is_local(self) -> bool:
-        """True if ``from_pretrained`` reads a folder of this machine, without any network."""
-        return self.digest is not None
-
 
 def resolve(name: str) -> Checkpoint:
     """Turn the name of a checkpoint into something ``from_pretrained`` loads.
@@ -195,7 +190,8 @@ def resolve(name: str) -> Checkpoint:
 _EXPECTED = f"expected {DEFAULT!r}, a local folder that holds config.json, or a hub name such as 'org/name'"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GGUF = DATA_FILES[0]
-_FORMAT = 1  # raise when _convert writes something else, so that older caches are not taken for it
+FORMAT = 1
+"""Version of the converted default checkpoint: raise it when `_convert` writes something else."""
 _SIDECAR = "retroact_checkpoint.json"
 
 
@@ -216,7 +212,7 @@ def _cached_sha256(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _resolve_default() -> Checkpoint:
-    target = cache_dir() / "checkpoints" / f"{DEFAULT}-{_GGUF.sha256[:12]}-v{_FORMAT}"
+    target = cache_dir() / "checkpoints" / f"{DEFAULT}-{_GGUF.sha256[:12]}-v{FORMAT}"
     if not _is_whole(target):
         _build(target, _verified(_GGUF))
     return Checkpoint(DEFAULT, str(target), _GGUF.sha256, _GGUF.source, _GGUF.licence)
@@ -268,7 +264,7 @@ def _build(target: Path, gguf: Path) -> None:
         log.info("converting %s into %s, once", gguf.name, target)
         _convert(gguf, work)
         sizes = {p.name: p.stat().st_size for p in sorted(work.iterdir()) if p.is_file()}
-        note = {"name": DEFAULT, "gguf_sha256": _GGUF.sha256, "format": _FORMAT, "sizes": sizes}
+        note = {"name": DEFAULT, "gguf_sha256": _GGUF.sha256, "format": FORMAT, "sizes": sizes}
         (work / _SIDECAR).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         if not _is_whole(work):
             raise RuntimeError(f"the conversion of {gguf.name} wrote no whole checkpoint into {work}")

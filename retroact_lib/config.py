@@ -108,11 +108,22 @@ class RolloutConfig:
     chunk: int = 96
     """Episodes between two saves; a killed chunk is played again from its start."""
 
+    @property
+    def room(self) -> int:
+        """Tokens after which a trial takes no further step.
+
+        What is left of `max_context` holds the next action, its observation and the verdict (256 in all), and a
+        reflection.
+        """
+        return self.max_context - self.max_action_tokens - 256 - self.max_reflection_tokens
+
     def __post_init__(self):
         _require(self.trials >= 1, f"trials (K) is {self.trials}; expected at least 1.")
         _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
         for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "rows", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        least = self.max_context - self.room + 256
+        _require(self.room >= 256, f"max_context is {self.max_context}; expected at least {least} for one trial.")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from retroact_lib import prompts
 from retroact_lib.config import RLConfig
 from retroact_lib.envs.base import Env
 from retroact_lib.policy import Policy
-from retroact_lib.rollout import planner_prompt_ids
 from retroact_lib.trajectories import Trajectory, Trial, read_authors_file, reflector_reward
 
 
@@ -98,14 +97,14 @@ def authors_examples(policy: Policy, path: str | Path, mask_observations: bool =
 def _planner_example(
     policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool
 ) -> Example:
-    prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
+    prompt = policy.planner_prompt_ids(env.instruction, trajectory.question, trial.reflections)
     return _example("planner", prompt, _segments(policy, trial), mask_observations, trajectory.task_id)
 
 
 def _reflector_example(policy: Policy, env: Env, trajectory: Trajectory, k: int) -> Example:
     """The reflection written after trial k - 1, which trial k read."""
     trial, reflection = trajectory.trials[k - 1], trajectory.reflections[k - 1]
-    prompt = planner_prompt_ids(policy, env, trajectory.question, trial.reflections)
+    prompt = policy.planner_prompt_ids(env.instruction, trajectory.question, trial.reflections)
     prompt += [token for tokens, _ in _segments(policy, trial) for token in tokens]
     prompt += policy.encode(prompts.failure_text(len(trial.turns), trial.turns[-1].observation, trial.reward))
     ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))

@@ -58,12 +58,14 @@ class Expert(ABC):
         seed: int = 0,
         mistake_rate: float = 0.5,
         max_steps: int | None = None,
+        max_repeats: int | None = None,
     ) -> Trajectory:
         """Attempt `task` until a trial succeeds or `max_trials` are over.
 
         The result depends on the arguments alone. `mistake_rate` is the chance that a scripted expert slips in its
         first trial; other experts make their own mistakes. A trial has at most `max_steps` actions (default: the
-        environment's own) and, cut off there, earns what the evaluator gives its present state.
+        environment's own), or ends when an action comes `max_repeats` times in a row (default: it goes on); cut off
+        there, it earns what the evaluator gives its present state.
         Raises ValueError if `max_trials` or `max_steps` is below 1, or `mistake_rate` is not in [0, 1].
         """
         max_steps = env.max_steps if max_steps is None else max_steps
@@ -76,7 +78,7 @@ class Expert(ABC):
         trajectory = Trajectory(task.id, task.question, task.family)
         for k in range(max_trials):
             memory = [r.text for r in trajectory.reflections][-prompts.MAX_REFLECTIONS :]
-            trial = _play(env, task, session.attempt(memory), memory, max_steps)
+            trial = _play(env, task, session.attempt(memory), memory, max_steps, max_repeats)
             trajectory.trials.append(trial)
             if trial.success:
                 break
@@ -85,7 +87,7 @@ class Expert(ABC):
         return trajectory
 
 
-def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps: int) -> Trial:
+def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps: int, max_repeats: int | None) -> Trial:
     """Carry out an attempt in the environment, which alone decides what it earns."""
     episode = env.start(task)
     turns: list[Turn] = []
@@ -103,11 +105,13 @@ def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps:
             if result.done:
                 reward = result.reward
                 break
+            if max_repeats and [turn.action for turn in turns[-max_repeats:]] == [action] * max_repeats:
+                break
         reward = episode.reward() if reward is None else reward
     finally:
         steps.close()
         episode.close()
-    return Trial(list(reflections), turns, float(reward), reward >= env.success_reward - 1e-9)
+    return Trial(list(reflections), turns, float(reward), reward >= env.success_reward)
 
 
 def stable_seed(seed: int, *parts: str) -> int:
@@ -131,6 +135,7 @@ def expert_trajectories(
     mistake_rate: float = 0.5,
     expert: Expert | None = None,
     max_steps: int | None = None,
+    max_repeats: int | None = None,
 ) -> list[Trajectory]:
     """One trajectory per task, in order, by `expert` (default: the environment's scripted one).
 
@@ -138,7 +143,8 @@ def expert_trajectories(
     """
     expert = expert or expert_for(env)
     return [
-        expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps) for task in tasks
+        expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
+        for task in tasks
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 
-from retroact_lib import checkpoints
+from retroact_lib import checkpoints, prompts
 from retroact_lib.config import PolicyConfig
 
 ROLES = ("planner", "reflector")
@@ -171,6 +171,10 @@ class Policy:
             text = f"{self.tokenizer.bos_token or ''}{instruction}\n\n{message}\n"
         return self.encode(text + cue)
 
+    def planner_prompt_ids(self, instruction: str, question: str, reflections: Sequence[str] = ()) -> list[int]:
+        """What the planner reads before its first thought."""
+        return self.prompt_ids(instruction, prompts.planner_prompt(question, reflections), prompts.cue(1))
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end any text: the tokenizer's and the generation config's end tokens."""
@@ -262,6 +266,7 @@ class Policy:
     @contextmanager
     def training(self, dropout: bool) -> Iterator[None]:
         """Inside, the model is in training mode (gradient checkpointing acts), with its dropout or without."""
+        self._merged.clear()  # stale after the first update, and training needs the memory
         self.model.train()
         if not dropout:
             for module in self.model.modules():

@@ -15,6 +15,7 @@ MAX_REFLECTIONS = 3
 """At most this many reflections, the latest, stay in the planner's prompt."""
 
 _ACTION_LINE = re.compile(r"Action(?: \d+)?:[ \t]*")
+_CLOSED = re.compile(r"\][ \t]*\n")
 
 
 def planner_prompt(question: str, reflections: Sequence[str] = ()) -> str:
@@ -66,11 +67,8 @@ def action_complete(text: str) -> bool:
     found = _ACTION_LINE.search(text)
     if not found:
         return False
-    body = text[found.end() :]
-    if "\n" not in body:
-        return False
-    line, _, _ = body.partition("\n")
-    return "[" not in line or body.rstrip(" ").endswith("]\n") or "]\n" in body
+    line, end, _ = text[found.end() :].partition("\n")
+    return bool(end) and ("[" not in line or bool(_CLOSED.search(text, found.end())))
 
 
 def parse_agent_text(text: str) -> tuple[str, str]:
@@ -81,8 +79,7 @@ def parse_agent_text(text: str) -> tuple[str, str]:
     found = _ACTION_LINE.search(text)
     if not found:
         return text.strip(), ""
-    thought, body = text[: found.start()].strip(), text[found.end() :]
-    first_line = body.partition("\n")[0]
-    if "[" in first_line and "]\n" in body:
-        return thought, body[: body.index("]\n") + 1].strip()
-    return thought, first_line.strip()
+    thought, line = text[: found.start()].strip(), text[found.end() :].partition("\n")[0]
+    if "[" in line and (closed := _CLOSED.search(text, found.end())):
+        return thought, text[found.end() : closed.start() + 1].strip()
+    return thought, line.strip()

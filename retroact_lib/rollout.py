@@ -12,9 +12,6 @@ from retroact_lib.envs.base import Env, Task
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
 
-_LAST_WORDS = 256
-"""Tokens kept free for a trial's last observation and the evaluator's verdict."""
-
 
 def draw_seed(*parts: object) -> int:
     """A 64-bit seed from names and numbers, the same in every process."""
@@ -57,8 +54,7 @@ def _attempt(
     try:
         turns: list[Turn] = []
         repeats = 0
-        read = planner_prompt_ids(policy, env, task.question, memory)
-        room = config.max_context - config.max_action_tokens - _LAST_WORDS - config.max_reflection_tokens
+        read = policy.planner_prompt_ids(env.instruction, task.question, memory)
         for step in range(1, config.max_steps + 1):
             reply = yield Request(
                 ids=read,
@@ -74,7 +70,7 @@ def _attempt(
             repeats = repeats + 1 if step > 1 and action == turns[-1].action else 1
             turns.append(Turn(reply.text, action, answer.observation, reply.ids, reply.logps))
             read = policy.encode(prompts.environment_text(step, answer.observation))
-            if answer.done or repeats == config.max_repeats or reply.context + len(read) > room:
+            if answer.done or repeats == config.max_repeats or reply.context + len(read) > config.room:
                 break
         reward = episode.reward()
         return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, reward, reward >= env.success_reward)
@@ -95,8 +91,3 @@ def _reflect(
         seed=draw_seed("reflector", seed, task_id, k, 0),
     )
     return Reflection(reply.text.strip(), reply.ids, reply.logps)
-
-
-def planner_prompt_ids(policy: Policy, env: Env, question: str, memory: Sequence[str]) -> list[int]:
-    """What the planner reads before its first thought."""
-    return policy.prompt_ids(env.instruction, prompts.planner_prompt(question, memory), prompts.cue(1))

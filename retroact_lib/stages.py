@@ -103,6 +103,7 @@ def demonstrate(config: StudyConfig) -> Run:
         "expert_trials": config.data.expert_trials,
         "mistake_rate": config.data.mistake_rate,
         "max_steps": config.rollout.max_steps,
+        "max_repeats": config.rollout.max_repeats,
     }
     run = _open(config, "expert", parameters, {"tasks": tasks_digest(tasks)})
     if not run.finished:
@@ -113,6 +114,7 @@ def demonstrate(config: StudyConfig) -> Run:
             config.seed,
             config.data.mistake_rate,
             max_steps=config.rollout.max_steps,
+            max_repeats=config.rollout.max_repeats,
         )
         write_trajectories(run.path / TRAJECTORIES, made)
         run.finish(trajectories=len(made))
@@ -187,28 +189,31 @@ def training_rollouts(config: StudyConfig, start: Run, number: int = 0) -> Run:
 
 
 def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
-    rolled = training_rollouts(config, start, number)
+    rolled = training_rollouts(config, start, number) if config.rl.pg_weight else None
     parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
-    run = _open(config, "rl", parameters, {"start": start.key, "rollouts": rolled.key})
+    run = _open(config, "rl", parameters, {"start": start.key, "rollouts": rolled.key if rolled else "none"})
     if not run.finished:
         policy = _lent_policy(config, start)
-        trajectories = read_trajectories(rolled.file(TRAJECTORIES))
-        rows = examples.rewarded_examples(
-            policy, environment(config), trajectories, config.rl, config.sft.mask_observations
-        )
-        found = len(rows)
-        rows = [row for row in rows if len(row.ids) <= config.sft.max_tokens]
-        if not rows:
-            raise ValueError(
-                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
-                "tokens): train the imitation policy longer, or roll out more tasks."
-            )
-        rows = training.score(policy, rows, config.sft.batch_tokens)
+        rows, long = _rewarded_rows(config, policy, rolled) if rolled else ([], 0)
         demonstrations = imitation_rows(config, policy)
         training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
         planner = sum(row.role == "planner" for row in rows)
-        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=found - len(rows))
+        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=long)
     return run
+
+
+def _rewarded_rows(config: StudyConfig, policy: Policy, rolled: Run) -> tuple[list[examples.Example], int]:
+    """The scored policy-gradient rows of some rollouts, and how many were too long."""
+    trajectories = read_trajectories(rolled.file(TRAJECTORIES))
+    masked = config.sft.mask_observations
+    found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
+    rows = [row for row in found if len(row.ids) <= config.sft.max_tokens]
+    if not rows:
+        raise ValueError(
+            f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
+            "train the imitation policy longer, or roll out more tasks."
+        )
+    return training.score(policy, rows, config.sft.batch_tokens), len(found) - len(rows)
 
 
 def training_metrics(runs: Sequence[Run]) -> pd.DataFrame:
@@ -294,7 +299,7 @@ def _arm_config(config: StudyConfig, arm: str) -> StudyConfig:
     changed = config.change(**ABLATIONS.get(arm, {}))
     if arm == "continued_sft":
         taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
-        changed = changed.change(max_updates=taken)
+        changed = changed.change(max_updates=taken, rounds=1)
     return changed
 
 
@@ -363,7 +368,8 @@ def _shared_model(config: PolicyConfig, seed: int) -> tuple[Policy, dict]:
 
 def _policy(config: StudyConfig) -> dict:
     found = checkpoints.resolve(config.policy.checkpoint)
-    return {**asdict(config.policy), "checkpoint_digest": found.digest}
+    version = {"checkpoint_digest": found.digest, "checkpoint_format": checkpoints.FORMAT}
+    return {**asdict(config.policy), **version}
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:

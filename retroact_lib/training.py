@@ -49,10 +49,14 @@ def joint_rl(
 ) -> None:
     """Stage 2: L = L_PG + lambda L_IL on a fixed off-policy batch. Trains `policy` in place.
 
-    `pg_examples` must be scored (see `score`). Stops early when the KL estimate exceeds `config.max_kl`.
+    `pg_examples` must be scored (see `score`). Stops early when the KL estimate exceeds `config.max_kl`. With
+    `pg_weight` 0 they are not looked at, and `max_updates` says how many imitation updates to take.
     Raises ValueError for empty data or unscored examples.
     """
-    pg_examples = _usable(pg_examples, sft_config.max_tokens)
+    use_pg, use_il = config.pg_weight != 0, config.il_weight != 0 and config.il_batch > 0
+    if not use_pg and not config.max_updates:
+        raise ValueError("pg_weight and max_updates are both 0; expected in max_updates how many updates to take.")
+    pg_examples = _usable(pg_examples, sft_config.max_tokens) if use_pg else []
     if any(example.behaviour_logp is None for example in pg_examples):
         raise ValueError("A policy-gradient example has no behaviour log-probs; call score() first.")
     objective = losses.OBJECTIVES[config.objective]
@@ -72,9 +76,8 @@ def joint_rl(
         logratios.clear()
         return seen
 
-    use_il = config.il_weight != 0 and config.il_batch > 0
     il_examples = _usable(il_examples, sft_config.max_tokens) if use_il else []
-    updates = -(-len(pg_examples) // config.rl_batch) * config.rl_epochs
+    updates = -(-len(pg_examples) // config.rl_batch) * config.rl_epochs if use_pg else config.max_updates
     updates = min(updates, config.max_updates or updates)
     pg_plan = _plan(len(pg_examples), config.rl_batch, updates, seed)
     il_plan = _plan(len(il_examples), config.il_batch, updates, seed + 1) if use_il else []
@@ -85,7 +88,7 @@ def joint_rl(
         if run.metrics() and run.metrics()[-1].get("kl", 0.0) > config.max_kl:
             break
         terms = []
-        if config.pg_weight:
+        if use_pg:
             # Without dropout: the ratio compares two policies, not two draws of a mask.
             terms.append(Term([pg_examples[i] for i in pg_plan[update]], pg_term, dropout=False))
         if use_il:

@@ -42,6 +42,7 @@ def test_overrides_reach_their_stage_and_none_keeps_the_profile():
         ({"device": "tpu"}, "expected one of"),
         ({"quantize": 1}, "expected bool"),
         ({"eval_trials": 0}, "eval_trials is 0"),
+        ({"max_context": 512}, "max_context is 512; expected at least"),
         ({"pg_weight": 0.0, "il_weight": 0.0}, "something to learn from"),
     ],
 )

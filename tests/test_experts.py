@@ -177,12 +177,31 @@ def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     first = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0).trials[0]
     assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[1:]}) == 1
     assert not first.success
+    stopped = ScriptedSQLExpert().demonstrate(toy, TASKS[0], 2, 0, 1.0, max_repeats=2).trials[0]
+    assert stopped.turns == first.turns[: len(stopped.turns)] and len(stopped.turns) == 3  # as a policy would be
 
     early = MISTAKES["submitted_early"](query, random.Random(0))
     monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: early)
     trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0)
     assert [t.action for t in trajectory.trials[0].turns][-2:] == ["execute[DESC singer]", "submit"]
     assert [t.success for t in trajectory.trials] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "action"),
+    [
+        (" T\nAction 1: execute[SELECT 1]\n", True, "execute[SELECT 1]"),
+        (" T\nAction 1: execute[SELECT 1] \t\n", True, "execute[SELECT 1]"),
+        (" T\nAction 1: execute[SELECT a\nFROM b]\n", True, "execute[SELECT a\nFROM b]"),
+        (" T\nAction 1: execute[SELECT 1] \nObservation 1: [(1,)]\n", True, "execute[SELECT 1]"),
+        (" T\nAction 1: execute[SELECT 1]", False, "execute[SELECT 1]"),
+        (" T\nAction 1: execute[SELECT a\n", False, "execute[SELECT a"),
+        (" T\nAction 1: submit\n", True, "submit"),
+        (" T\n", False, ""),
+    ],
+)
+def test_an_action_ends_with_its_line_once_its_bracket_is_closed(text, complete, action):
+    assert (prompts.action_complete(text), prompts.parse_agent_text(text)) == (complete, ("T", action))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])

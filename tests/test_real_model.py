@@ -103,13 +103,15 @@ def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, 
     how = config.change(max_action_tokens=24, max_steps=2).rollout
     played = dict(rollout.rollouts(policy, env, [(task, 1) for task in tasks], how))
     for trajectory in played.values():
-        row = stages.examples._planner_example(policy, env, trajectory, trajectory.trials[0], True)
-        batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
-        with torch.no_grad():
-            logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")[0]
-        recorded = [p for turn in trajectory.trials[0].turns for p in turn.logps]
-        # recorded by the merged weights in the compute data type
-        assert logp[batch.mask_BT[0].bool()].tolist() == pytest.approx(recorded, abs=0.5)
+        (first, second), (reflection,) = trajectory.trials, trajectory.reflections
+        recorded = [[p for turn in trial.turns for p in turn.logps] for trial in (first, second)] + [reflection.logps]
+        rows = [stages.examples._planner_example(policy, env, trajectory, trial, True) for trial in (first, second)]
+        rows.append(stages.examples._reflector_example(policy, env, trajectory, 1))
+        for row, written in zip(rows, recorded, strict=True):
+            batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
+            with torch.no_grad():
+                logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, row.role)[0]
+            assert logp[batch.mask_BT[0].bool()].tolist() == pytest.approx(written, abs=1e-2)
 
 
 def test_the_authors_rows_become_examples(policy, tmp_path):

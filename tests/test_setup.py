@@ -58,7 +58,7 @@ def tiny_weights(path: Path, n_bytes: int = 8) -> None:
 def test_hub_name_is_passed_through():
     found = checkpoints.resolve("meta-llama/Llama-2-7b-chat-hf")
     assert found.path_or_hub_id == "meta-llama/Llama-2-7b-chat-hf"
-    assert found.digest is None and not found.is_local
+    assert found.digest is None
 
 
 def test_local_folder(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_converted_once(quick_conversion):
     assert len(quick_conversion) == 1
     folder = Path(first.path_or_hub_id)
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no temporary folder left
-    assert first.is_local and first.licence == "Apache-2.0"
+    assert first.digest and first.licence == "Apache-2.0"
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "no weights", "no sidecar", "bad sidecar", "bad header"])
@@ -209,7 +209,7 @@ def test_tiny_checkpoint(tiny_checkpoint):
     with torch.no_grad():
         logits_BTV = model(**tokenizer("SHOW TABLES", return_tensors="pt")).logits
     assert logits_BTV.shape[-1] == len(tokenizer) and logits_BTV.isfinite().all()
-    assert checkpoints.resolve(tiny_checkpoint).is_local
+    assert checkpoints.resolve(tiny_checkpoint).digest
 
 
 def test_command_line():

@@ -175,6 +175,24 @@ def test_a_policy_that_earns_nothing_cannot_be_improved(config):
         stages.train_joint_rl(config)
 
 
+def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(config, monkeypatch):
+    stages.train_sft(config)  # from demonstrations that were judged as usual
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.SqlEpisode.reward", lambda self: 0.5)
+    two = config.change(rounds=2, ablations="continued_sft,reflector_only")
+    first, second = stages.train_joint_rl(two)
+    # 4 tasks, 2 trials each, every trial half right, no reflection changed anything: 8 rows, 2 an update
+    assert [run.manifest["summary"] for run in (first, second)] == [
+        {"updates": 4, "examples": 8, "planner": 8, "too_long": 0}
+    ] * 2
+    assert second.manifest["inputs"]["start"] == first.key
+    table = stages.run_ablation(two, "continued_sft")
+    assert set(table["mode"]) == {"greedy", "sampled"} and set(table["reward"]) == {0.5}
+    sizes = stages.training_sizes(two, ["continued_sft"]).set_index("arm")
+    assert sizes.loc["retroact"].tolist() == [8, 16, 0] and sizes.loc["continued_sft"].tolist() == [8, 0, 0]
+    with pytest.raises(ValueError, match="No rollout left a rewarded example .roles reflector"):
+        stages.run_ablation(two, "reflector_only")
+
+
 def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):
     run = stages.train_sft(config)
     weights = run.path / stages.ADAPTER / "adapter_model.safetensors"

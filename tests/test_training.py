@@ -325,6 +325,16 @@ def test_joint_rl_raises_the_probability_of_rewarded_rows(tiny_checkpoint, tmp_p
     assert run.metrics()[0]["ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
+def test_without_policy_gradient_it_is_so_many_imitation_updates(tiny_checkpoint, tmp_path):
+    policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+    run = Run.open(tmp_path, "t", {}, {})
+    config = RLConfig(pg_weight=0.0, il_batch=2, max_updates=5)
+    training.joint_rl(policy, [], some_examples(3), config, SFTConfig(), run, seed=0)
+    assert len(run.metrics()) == 5 and all("pg_loss" not in row for row in run.metrics())
+    with pytest.raises(ValueError, match="pg_weight and max_updates are both 0"):
+        training.joint_rl(policy, [], some_examples(3), RLConfig(pg_weight=0.0), SFTConfig(), run, seed=0)
+
+
 def test_far_from_the_behaviour_policy_training_stops(tiny_checkpoint, tmp_path):
     policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
     run = Run.open(tmp_path, "t", {}, {})

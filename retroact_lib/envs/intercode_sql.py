@@ -16,13 +16,13 @@ import re
 import tempfile
 import urllib.request
 import warnings
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import sqlglot
+from scipy.stats import kendalltau
 from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Episode, Step, Task
@@ -300,29 +300,11 @@ def _kept(texts: list[str], common: Counter[str]) -> list[str]:
 
 
 def kendall_tau(x: Sequence[str], y: Sequence[str]) -> float:
-    """Kendall's tau-b of two lists of n comparable values; NaN if n < 2 or a list holds one value only.
-
-    ``(C - D) / sqrt((C + D + Tx) (C + D + Ty))`` with concordant, discordant and singly tied pairs.
-    """
-    pairs = len(x) * (len(x) - 1) // 2
-    ties_x, ties_y, ties_both = (
-        sum(n * (n - 1) // 2 for n in Counter(values).values()) for values in (x, y, zip(x, y, strict=True))
-    )
-    if ties_x == pairs or ties_y == pairs:
+    """Kendall's tau-b of two lists of n texts, compared by the alphabet; NaN if n < 2 or a list holds one text only."""
+    if len(x) < 2:
         return math.nan
-    discordant = 0
-    seen: list[str] = []
-    waiting: list[str] = []
-    last = None
-    for value, other in sorted(zip(x, y, strict=True), reverse=True):
-        if value != last:
-            for text in waiting:
-                insort(seen, text)
-            waiting, last = [], value
-        discordant += bisect_left(seen, other)
-        waiting.append(other)
-    surplus = pairs - ties_x - ties_y + ties_both - 2 * discordant
-    return max(-1.0, min(1.0, surplus / math.sqrt(pairs - ties_x) / math.sqrt(pairs - ties_y)))
+    rank = {text: i for i, text in enumerate(sorted({*x, *y}))}
+    return float(kendalltau([rank[text] for text in x], [rank[text] for text in y]).statistic)
 
 
 def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
@@ -384,8 +366,9 @@ def _fetched(source: str) -> Path:
         try:
             with urllib.request.urlopen(source, timeout=_DOWNLOAD_SECONDS) as answer:
                 content = answer.read()
-        except OSError as error:
-            raise ValueError(f"cannot download {source}: {error}.") from None
+                json.loads(content)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot download {source}, or it is not JSON: {error}.") from None
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(content)
         os.replace(file.name, path)

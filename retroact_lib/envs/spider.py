@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from retroact_lib.checkpoints import data_file
 from retroact_lib.paths import cache_dir
 
 FORMAT = 1
@@ -75,19 +75,9 @@ class Database:
     tables: dict[str, Table]
 
 
-def dataset_file(name: str) -> Path:
-    """Where `intercode-bench` keeps its data file `name`. Raises FileNotFoundError if it is not installed."""
-    spec = importlib.util.find_spec("intercode")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "assets" / "datasets" / name
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{name} is missing: install it with `pip install --no-deps intercode-bench`.")
-
-
 def real_questions() -> list[dict[str, str]]:
     """InterCode's own questions: dicts with keys ``query``, ``gold``, ``db``."""
-    with dataset_file("sql_queries.csv").open(newline="", encoding="utf-8") as file:
+    with data_file("sql_queries.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -96,7 +86,7 @@ def load_databases(dump: Path | None = None) -> dict[str, Database]:
 
     A cache that is damaged or half written is made again. Raises ValueError if the dump holds no database.
     """
-    dump = dump or dataset_file("spider_dev.sql")
+    dump = dump or data_file("spider_dev.sql")
     folder = cache_dir() / "spider" / f"{hashlib.sha256(dump.read_bytes()).hexdigest()[:16]}-v{FORMAT}"
     return _read_cache(folder) or _build_cache(dump, folder)
 
