@@ -14,6 +14,7 @@ setting finds its finished work, and a killed run goes on where its last whole f
 from __future__ import annotations
 
 import ast
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -195,6 +196,14 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def give_back_memory() -> None:
+    """Return what glibc keeps of freed memory to the system (`policy` tells it to keep much); elsewhere, nothing."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def digest_of(value: Any) -> str:

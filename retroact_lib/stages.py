@@ -22,7 +22,7 @@ from retroact_lib.experts import expert_trajectories
 from retroact_lib.policy import Policy
 from retroact_lib.progress import bar
 from retroact_lib.rollout import draw_seed, rollouts
-from retroact_lib.runs import Run, code_digest, digest_of, replace_folder, write_json, write_text
+from retroact_lib.runs import Run, code_digest, digest_of, give_back_memory, replace_folder, write_json, write_text
 from retroact_lib.trajectories import Trajectory, append_trajectories, read_trajectories, write_trajectories
 
 TRAJECTORIES = "trajectories.jsonl"
@@ -353,6 +353,7 @@ def load_policy(config: StudyConfig, start: Run | None) -> Policy:
 
 def _lent_policy(config: StudyConfig, start: Run | None) -> Policy:
     """As `load_policy`, in the one model that the stages share: theirs until a stage asks again."""
+    give_back_memory()  # of the stage before
     policy, fresh = _shared_model(config.policy, config.seed)
     policy.load_adapter_state(fresh)
     if start is not None:
