@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from retroact_lib import prompts
 from retroact_lib.config import RLConfig
 from retroact_lib.envs.base import Env
 from retroact_lib.policy import Policy
+from retroact_lib.runs import write_text
 from retroact_lib.trajectories import Trajectory, Trial, read_authors_file, reflector_reward
 
 
@@ -68,10 +70,8 @@ def rewarded_examples(
                 reward = reflector_reward(trajectory.trials[k - 1].reward, trial.reward, config.reflector_c)
                 reflector.append(replace(_reflector_example(policy, env, trajectory, k), reward=reward))
     kept = []
-    for role, rows in (("planner", planner), ("reflector", reflector)):
-        if config.roles not in ("both", role) or not rows:
-            continue
-        mean = sum(row.reward for row in rows) / len(rows) if config.baseline else 0.0
+    for rows in (planner, reflector):
+        mean = sum(row.reward for row in rows) / len(rows) if config.baseline and rows else 0.0
         rows = [replace(row, reward=row.reward - mean) for row in rows]
         if not config.negative_rewards and not config.baseline:
             rows = [row for row in rows if row.reward > 0]
@@ -131,6 +131,19 @@ def _example(
     return Example(role, ids, mask, task_id=task_id)
 
 
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """One JSON line per example; the file is written as a whole or not at all."""
+    write_text(path, "".join(json.dumps(asdict(example)) + "\n" for example in examples))
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read what `write_examples` wrote. Raises ValueError naming the file when it is damaged."""
+    try:
+        return [Example(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its run to have it made again.") from error
+
+
 def render(policy: Policy, example: Example) -> str:
     """The text of an example as HTML, with the tokens that carry the loss in bold."""
     parts = []
@@ -146,7 +159,6 @@ class Batch:
 
     role: str
     ids_BT: torch.Tensor
-    real_BT: torch.Tensor
     mask_BT: torch.Tensor
     reward_B: torch.Tensor
     behaviour_logp_BT: torch.Tensor | None
@@ -171,7 +183,6 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
     return Batch(
         role=roles.pop(),
         ids_BT=padded([e.ids for e in examples], pad_id, torch.long),
-        real_BT=padded([[1] * len(e.ids) for e in examples], 0, torch.long),
         mask_BT=padded([e.mask for e in examples], 0, torch.float32),
         reward_B=torch.tensor([e.reward for e in examples], dtype=torch.float32, device=device),
         behaviour_logp_BT=padded([e.behaviour_logp for e in examples], 0.0, torch.float32) if scored else None,

@@ -240,15 +240,15 @@ class Policy:
 
     # -- scoring ------------------------------------------------------------------------------------------------
 
-    def log_probs(self, ids_BT: torch.Tensor, real_BT: torch.Tensor, mask_BT: torch.Tensor, role: str) -> torch.Tensor:
+    def log_probs(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, role: str) -> torch.Tensor:
         """Natural log-probs of the masked tokens, float32, differentiable; 0 elsewhere.
 
-        Shapes: `ids_BT` token ids, padded on the right; `real_BT` 1 on tokens and 0 on padding; `mask_BT` 1 where the
-        agent wrote the token (never at position 0, which nothing predicts). Returns [B, T]: entry (b, t) is
-        log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
+        Shapes: `ids_BT` token ids, padded on the right, where causal attention never looks from the left of it;
+        `mask_BT` 1 where the agent wrote the token (never at position 0, which nothing predicts). Returns [B, T]: entry
+        (b, t) is log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
         """
         self.select(self.adapter(role))
-        hidden_BTD = self.body(input_ids=ids_BT, attention_mask=real_BT, use_cache=False).last_hidden_state
+        hidden_BTD = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         wanted_BT = mask_BT[:, 1:].bool()
         logits_NV = self.logits(hidden_BTD[:, :-1][wanted_BT])
         logp_N = -F.cross_entropy(logits_NV, ids_BT[:, 1:][wanted_BT], reduction="none")

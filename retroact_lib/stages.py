@@ -1,6 +1,6 @@
 """The stages of the study: settings in, run directory out. A finished stage returns at once, a killed one goes on.
 
-    demonstrate -> train_sft -> roll_out -> train_joint_rl -> evaluate
+    demonstrate -> train_sft -> roll_out -> score -> train_joint_rl -> evaluate
 
 Each takes the whole `StudyConfig`, asks the stage before for its run (so any notebook can start anywhere), and reads
 only files. What a run depends on is in its key, so arms that share a stage share its work.
@@ -26,12 +26,14 @@ from retroact_lib.runs import Run, code_digest, digest_of, give_back_memory, rep
 from retroact_lib.trajectories import Trajectory, append_trajectories, read_trajectories, write_trajectories
 
 TRAJECTORIES = "trajectories.jsonl"
+EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
 
 CODE = {
     "expert": ("envs", "prompts", "trajectories", "sql_mistakes", "experts"),
     "sft": ("prompts", "policy", "examples", "losses", "training"),
     "rollouts": ("envs", "prompts", "policy", "decoding", "rollout"),
+    "examples": ("prompts", "policy", "trajectories", "examples", "training"),
     "rl": ("prompts", "policy", "examples", "losses", "training"),
 }
 """Stage -> the modules that make its result; a change of their code makes finished runs stale."""
@@ -188,32 +190,43 @@ def training_rollouts(config: StudyConfig, start: Run, number: int = 0) -> Run:
     return roll_out(config, start, task_sets(config)["rl"], config.rollout, config.rl.rl_samples, draws)
 
 
-def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
-    rolled = training_rollouts(config, start, number) if config.rl.pg_weight else None
-    parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
-    run = _open(config, "rl", parameters, {"start": start.key, "rollouts": rolled.key if rolled else "none"})
+def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
+    """The rewarded examples of both roles in some rollouts, with log pi_old by the policy of `start` that played them.
+
+    Arms that learn from the same rollouts share it.
+    """
+    parameters = {name: getattr(config.rl, name) for name in ("reflector_c", "baseline", "negative_rewards")}
+    parameters |= {name: getattr(config.sft, name) for name in ("mask_observations", "batch_tokens", "max_tokens")}
+    run = _open(config, "examples", {**parameters, **_policy(config)}, {"policy": start.key, "rollouts": rolled.key})
     if not run.finished:
-        policy = _lent_policy(config, start)
-        rows, long = _rewarded_rows(config, policy, rolled) if rolled else ([], 0)
-        demonstrations = imitation_rows(config, policy)
-        training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
-        planner = sum(row.role == "planner" for row in rows)
-        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=long)
+        policy, trajectories = _lent_policy(config, start), read_trajectories(rolled.file(TRAJECTORIES))
+        masked, most = config.sft.mask_observations, config.sft.max_tokens
+        found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
+        rows = [row for row in found if len(row.ids) <= most]
+        examples.write_examples(run.path / EXAMPLES, training.score(policy, rows, config.sft.batch_tokens))
+        run.finish(examples=len(rows), too_long=len(found) - len(rows))
     return run
 
 
-def _rewarded_rows(config: StudyConfig, policy: Policy, rolled: Run) -> tuple[list[examples.Example], int]:
-    """The scored policy-gradient rows of some rollouts, and how many were too long."""
-    trajectories = read_trajectories(rolled.file(TRAJECTORIES))
-    masked = config.sft.mask_observations
-    found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
-    rows = [row for row in found if len(row.ids) <= config.sft.max_tokens]
-    if not rows:
-        raise ValueError(
-            f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} tokens): "
-            "train the imitation policy longer, or roll out more tasks."
-        )
-    return training.score(policy, rows, config.sft.batch_tokens), len(found) - len(rows)
+def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
+    scored = score(config, start, training_rollouts(config, start, number)) if config.rl.pg_weight else None
+    parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
+    run = _open(config, "rl", parameters, {"start": start.key, "examples": scored.key if scored else "none"})
+    if not run.finished:
+        rows = examples.read_examples(scored.file(EXAMPLES)) if scored else []
+        rows = [row for row in rows if config.rl.roles in ("both", row.role)]
+        if scored and not rows:
+            raise ValueError(
+                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
+                "tokens): train the imitation policy longer, or roll out more tasks."
+            )
+        policy = _lent_policy(config, start)
+        demonstrations = imitation_rows(config, policy)
+        training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
+        planner = sum(row.role == "planner" for row in rows)
+        long = scored.manifest["summary"]["too_long"] if scored else 0
+        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=long)
+    return run
 
 
 def training_metrics(runs: Sequence[Run]) -> pd.DataFrame:

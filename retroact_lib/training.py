@@ -105,7 +105,7 @@ def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> lis
     for group in progress(list(micro_batches(examples, batch_tokens)), "Scoring", "batch"):
         batch = collate([examples[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
         with torch.no_grad():
-            logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role).cpu()
+            logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role).cpu()
         for row, i in enumerate(group):
             scored[i] = replace(examples[i], behaviour_logp=logp_BT[row, : len(examples[i].ids)].tolist())
     return scored
@@ -159,10 +159,10 @@ class Trainer:
                     rows = [term.examples[i] for i in group]
                     batch = collate(rows, self.policy.tokenizer.pad_token_id, self.policy.device)
                     share = len(batch) / len(term.examples)
-                    logp_BT = self.policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role)
+                    logp_BT = self.policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)
                     loss, seen = term.loss(logp_BT, batch)
                     (share * loss).backward()
-                    tokens += int(batch.real_BT.sum())
+                    tokens += sum(len(row.ids) for row in rows)
                     agent_tokens += int(batch.mask_BT.sum())
                     for name, value in {"loss": float(loss.detach()), **seen}.items():
                         metrics[name] = metrics.get(name, 0.0) + share * value

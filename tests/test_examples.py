@@ -1,10 +1,12 @@
 """From trajectories to training rows: which are kept, what they earn, and that they are the text that was read."""
 
+import dataclasses
+
 import pytest
 
 from retroact_lib import stages
-from retroact_lib.config import load_config
-from retroact_lib.examples import imitation_examples, rewarded_examples
+from retroact_lib.config import RLConfig, load_config
+from retroact_lib.examples import imitation_examples, read_examples, rewarded_examples, write_examples
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
 
@@ -75,8 +77,6 @@ def test_a_trial_earns_its_reward_and_a_reflection_the_shaped_change(policy, env
     # (R_k - R_(k-1)) (R_(k-1) + c) / c with c = 1: 0.5 * 1, then 0.5 * 1.5
     full = [("planner", 0.5), ("planner", 1.0), ("reflector", 0.5), ("reflector", 0.75)]
     assert rewards(policy, env, trajectory(0.0, 0.5, 1.0)) == full
-    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), roles="planner") == full[:2]
-    assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), roles="reflector") == full[2:]
     assert rewards(policy, env, trajectory(0.0, 0.5, 1.0), reflector_c=0.5)[3] == ("reflector", 1.0)
 
 
@@ -90,3 +90,14 @@ def test_what_earns_nothing_is_left_out_and_a_fall_only_on_request(policy, env):
 def test_a_baseline_is_the_mean_of_the_role(policy, env):
     rows = rewards(policy, env, trajectory(0.0, 1.0), trajectory(0.5, 0.5), baseline=True)
     assert rows == [("planner", -0.5), ("planner", 0.5), ("reflector", 0.5), ("reflector", -0.5)]
+
+
+def test_examples_come_back_from_their_file_as_they_were(policy, env, tmp_path):
+    rows = rewarded_examples(policy, env, [trajectory(0.0, 0.5, 1.0)], RLConfig())
+    rows[0] = dataclasses.replace(rows[0], behaviour_logp=[-0.1 / 3] * len(rows[0].ids))
+    file = tmp_path / "examples.jsonl"
+    write_examples(file, rows)
+    assert read_examples(file) == rows
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ValueError, match="examples.jsonl is damaged .*delete its run"):
+        read_examples(file)

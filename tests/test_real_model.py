@@ -37,9 +37,7 @@ def gradient(policy, row):
     batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
     for parameter in policy.parameters():
         parameter.grad = None
-    loss = losses.imitation_loss(
-        policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role), batch.mask_BT
-    )
+    loss = losses.imitation_loss(policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role), batch.mask_BT)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), float(loss.detach())
 
@@ -110,7 +108,7 @@ def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, 
         for row, written in zip(rows, recorded, strict=True):
             batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
             with torch.no_grad():
-                logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, row.role)[0]
+                logp = policy.log_probs(batch.ids_BT, batch.mask_BT, row.role)[0]
             assert logp[batch.mask_BT[0].bool()].tolist() == pytest.approx(written, abs=1e-2)
 
 

@@ -52,7 +52,7 @@ def gradients(policy, rows, batches):
         parameter.grad = None
     for group in batches:
         batch = collate([rows[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
-        logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, batch.role)
+        logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)
         (losses.imitation_loss(logp_BT, batch.mask_BT) * len(group) / len(rows)).backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
@@ -74,7 +74,7 @@ def test_padding_prompt_and_observation_positions_get_exactly_no_gradient(policy
     hook = policy.body.register_forward_hook(
         lambda _m, _i, output: (output.last_hidden_state.retain_grad(), seen.update(h=output.last_hidden_state))[0]
     )
-    logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+    logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
     hook.remove()
     losses.imitation_loss(logp_BT, batch.mask_BT).backward()
     reached = seen["h"].grad.abs().sum(-1)[:, :-1] > 0  # position t predicts token t + 1
@@ -86,7 +86,7 @@ def test_log_probs_are_those_of_the_model(policy):
     row = some_examples(1)[0]
     batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
     with torch.no_grad():
-        ours = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+        ours = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
         logits = policy.model(batch.ids_BT).logits.float()
     theirs = torch.log_softmax(logits[:, :-1], -1).gather(-1, batch.ids_BT[:, 1:, None])[..., 0]
     torch.testing.assert_close(ours[:, 1:], theirs * batch.mask_BT[:, 1:], rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ def test_missing_gradient_raises(policy, tmp_path):
 def test_ratio_is_one_before_the_first_update(policy):
     rows = training.score(policy, some_examples(), batch_tokens=64)
     batch = collate(rows, policy.tokenizer.pad_token_id, policy.device)
-    logp_BT = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")
+    logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
     metrics = losses.ratio_metrics((logp_BT.detach() - batch.behaviour_logp_BT)[batch.mask_BT.bool()], eps=0.3)
     assert metrics["ratio_max"] == pytest.approx(1, abs=1e-3)
     assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-3)
@@ -188,7 +188,7 @@ def test_recorded_log_probs_are_those_of_the_whole_text(policy):
     mask = [0] * len(request_ids) + [1] * len(first.ids) + [0] * len(more) + [1] * len(second.ids)
     batch = collate([Example("planner", ids, mask)], policy.tokenizer.pad_token_id, policy.device)
     with torch.no_grad():
-        logp = policy.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "planner")[0]
+        logp = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")[0]
     assert first.logps + second.logps == pytest.approx(logp[torch.tensor(mask).bool()].tolist(), abs=1e-3)
     assert second.context == len(ids)
 
@@ -209,7 +209,7 @@ def test_a_text_that_goes_on_with_another_adapter_is_read_again(tiny_checkpoint)
     ids = told + first.ids + asked + second.ids
     batch = collate([Example("reflector", ids, [0] * (len(ids) - 6) + [1] * 6)], 0, two.device)
     with torch.no_grad():
-        logp = two.log_probs(batch.ids_BT, batch.real_BT, batch.mask_BT, "reflector")[0, -6:]
+        logp = two.log_probs(batch.ids_BT, batch.mask_BT, "reflector")[0, -6:]
     assert second.logps == pytest.approx(logp.tolist(), abs=1e-3)
 
 
