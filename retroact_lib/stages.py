@@ -63,12 +63,18 @@ def _environment(name: str, official_data: str, describe: str, observation_chars
 
 
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
-    """The tasks of the study by use. `il` and `rl` are disjoint parts of the training split."""
+    """The tasks of the study by use.
+
+    `il`, `rl` and `known` are disjoint parts of the training split: those demonstrated, those rolled out, and as many
+    as the test has, to tell what was learnt about the training databases from what carries over to others.
+    """
     env, data = environment(config), config.data
-    train = _generated(config, "train", data.il_tasks + data.rl_tasks, config.seed)
+    used = data.il_tasks + data.rl_tasks
+    train = _generated(config, "train", used + data.test_tasks, config.seed)
     sets = {
         "il": train[: data.il_tasks],
-        "rl": train[data.il_tasks :],
+        "rl": train[data.il_tasks : used],
+        "known": train[used:],
         "validation": _generated(config, "validation", data.validation_tasks),
         "test": _generated(config, "test", data.test_tasks),
     }
@@ -271,8 +277,8 @@ def evaluate_arm(
     splits: Sequence[str] = (),
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
-    """`evaluate` for every split and mode, as one table; without `splits`, for every held-out set but validation."""
-    splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "validation")]
+    """`evaluate` for every split and mode, as one table; without `splits`, for all on held-out databases but validation."""
+    splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "known", "validation")]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
 
