@@ -81,7 +81,9 @@ class PolicyConfig:
         _require(self.compute_dtype in known, f"compute_dtype is {self.compute_dtype!r}; expected one of {known}.")
         known = ("auto", "cpu", "cuda")
         _require(self.device in known, f"device is {self.device!r}; expected one of {known}.")
-        _require(self.lora_rank >= 1, f"lora_rank is {self.lora_rank}; expected at least 1.")
+        for name in ("lora_rank", "lora_alpha"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        _require(0 <= self.lora_dropout < 1, f"lora_dropout is {self.lora_dropout}; expected a share in [0, 1).")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class SFTConfig:
     def __post_init__(self):
         for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("sft_lr", "grad_clip"):
+            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0.")
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,8 @@ class RLConfig:
         learns = self.pg_weight > 0 or (self.il_weight > 0 and self.il_batch > 0)
         _require(learns, "pg_weight and il_weight (or il_batch) are both 0; expected something to learn from.")
         _require(0 < self.eps < 1, f"eps is {self.eps}; expected a clip range in (0, 1).")
-        _require(self.reflector_c > 0, f"reflector_c is {self.reflector_c}; expected more than 0.")
+        for name in ("reflector_c", "rl_lr", "max_kl"):
+            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0.")
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,10 @@ class EvalConfig:
     """Arms of notebook 04: ``all``, or names joined by commas."""
 
     def __post_init__(self):
-        _require(self.eval_trials >= 1, f"eval_trials is {self.eval_trials}; expected at least 1.")
+        for name in ("eval_trials", "bootstrap"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        warm = self.eval_temperature >= 0
+        _require(warm, f"eval_temperature is {self.eval_temperature}; expected 0 (greedy) or more.")
 
 
 @dataclass(frozen=True)
@@ -265,8 +273,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
         describe="names",
-        families="count,count_filter",
-        il_tasks=18,
+        families="count",
+        il_tasks=20,
         rl_tasks=12,
         temperature=0.5,
         test_tasks=4,
@@ -293,8 +301,9 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_tasks=128,
         temperature=0.5,
         rl_epochs=1,
-        rl_lr=6e-4,
-        il_batch=2,
+        rl_lr=2e-4,
+        rl_batch=2,
+        il_batch=1,
         max_steps=6,
         max_action_tokens=64,
         rows=48,
@@ -330,6 +339,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         max_tokens=2048,
         max_steps=10,
         trials=10,
+        temperature=0.0,
         eval_trials=10,
         eval_temperature=0.0,
         test_tasks=100,

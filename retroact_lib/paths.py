@@ -58,6 +58,13 @@ def cache_dir() -> Path:
     return (Path(xdg).expanduser().absolute() if xdg else Path.home() / ".cache") / "retroact"
 
 
+def settle_overrides() -> None:
+    """Make relative folders in RETROACT_RESULTS, _RUNS and _CACHE absolute: notebooks run in another folder."""
+    for name in ("RETROACT_RESULTS", "RETROACT_RUNS", "RETROACT_CACHE"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
+
+
 def _is_project(folder: Path) -> bool:
     file = folder / "pyproject.toml"
     return file.is_file() and _PROJECT_NAME.search(file.read_text(encoding="utf-8", errors="replace")) is not None

@@ -67,6 +67,13 @@ AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
 AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
+def device_of(config: PolicyConfig) -> torch.device:
+    """Where the policy will live. Raises ValueError for a CUDA device that is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch sees no CUDA card; use 'auto' or 'cpu'.")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 class Policy:
     """Tokenizer, frozen 4-bit base, trainable LoRA adapters."""
 
@@ -89,10 +96,8 @@ class Policy:
 
         Raises ValueError for a CUDA device that is not there; checkpoint errors as in `checkpoints.resolve`.
         """
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but torch sees no CUDA card; use 'auto' or 'cpu'.")
-        use_cuda = config.device != "cpu" and torch.cuda.is_available()
-        device = torch.device("cuda" if use_cuda else "cpu")
+        device = device_of(config)
+        use_cuda = device.type == "cuda"
         compute = getattr(torch, config.compute_dtype)
         # On the CPU the residual stream stays float32: faster there, and the log-probs are cleaner.
         outer = compute if use_cuda else torch.float32

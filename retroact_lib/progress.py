@@ -13,6 +13,17 @@ LOG_SECONDS = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
+class _Lines:
+    """A stream on which every redrawn bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def bar(name: str, unit: str, total: int, done: int = 0) -> tqdm:
     """A tqdm bar that never floods: redrawn in a terminal, one line every `LOG_SECONDS` elsewhere."""
     terminal = sys.stderr.isatty()
@@ -21,12 +32,11 @@ def bar(name: str, unit: str, total: int, done: int = 0) -> tqdm:
         unit=unit,
         total=total,
         initial=done,
-        leave=terminal,
         mininterval=0.5 if terminal else LOG_SECONDS,
         delay=0 if terminal else LOG_SECONDS,
         maxinterval=0.5 if terminal else LOG_SECONDS,
         dynamic_ncols=terminal,
-        file=sys.stderr,
+        file=sys.stderr if terminal else _Lines(),
     )
 
 

@@ -17,12 +17,14 @@ import ast
 import ctypes
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
+import tokenize
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -116,15 +118,21 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one half-written by a crash is left out."""
+        """The lines of metrics.jsonl; a last one that a crash left half-written is dropped.
+
+        Raises ValueError naming the file and the line for any other damage.
+        """
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         rows = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise ValueError(
+                        f"{file}, line {number} is damaged ({error}); delete {self.path} to have this stage made again."
+                    ) from error
         return rows
 
     def keep_metrics(self, count: int) -> None:
@@ -175,19 +183,24 @@ def provenance() -> dict[str, Any]:
 def code_digest(*modules: str) -> str:
     """SHA-256 over the code of modules of the library; a folder (``envs``, or ``""`` for the top) stands for its own.
 
-    Comments and docstrings do not count: only what could change a result makes a finished run stale.
+    Comments, docstrings and empty lines do not count: only what could change a result makes a finished run stale.
     """
     folder = Path(__file__).parent
     files = [f for m in modules for f in (sorted((folder / m).glob("*.py")) or [folder / f"{m}.py"])]
-    trees = []
-    for file in files:
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-        trees.append(ast.dump(tree))
-    return digest_of(trees)
+    return digest_of([_code_lines(file.read_text()) for file in files])
+
+
+def _code_lines(source: str) -> list[str]:
+    """The lines of a module that do something; the same under every version of Python, as a syntax tree is not."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -204,6 +217,11 @@ def give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         pass
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def digest_of(value: Any) -> str:

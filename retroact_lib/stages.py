@@ -8,9 +8,11 @@ only files. What a run depends on is in its key, so arms that share a stage shar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 
@@ -49,6 +51,10 @@ ABLATIONS: dict[str, dict] = {
     "plain_retry": {},
 }
 """Arm of notebook 04 -> the settings in which it differs from the full method."""
+
+
+class NothingToLearn(ValueError):
+    """No rollout left an example with a reward."""
 
 
 def environment(config: StudyConfig) -> Env:
@@ -183,7 +189,10 @@ def roll_out(
 
 
 def train_joint_rl(config: StudyConfig) -> list[Run]:
-    """Stage 2 (notebook 03): from the imitation policy, `rounds` times roll out, score, and train. One run a round."""
+    """Stage 2 (notebook 03): from the imitation policy, `rounds` times roll out, score, and train. One run a round.
+
+    Raises NothingToLearn when no rollout of a round left an example with a reward.
+    """
     runs = [train_sft(config)]
     for number in range(config.rl.rounds):
         runs.append(_rl_round(config, runs[-1], number))
@@ -222,7 +231,7 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
         rows = examples.read_examples(scored.file(EXAMPLES)) if scored else []
         rows = [row for row in rows if config.rl.roles in ("both", row.role)]
         if scored and not rows:
-            raise ValueError(
+            raise NothingToLearn(
                 f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
                 "tokens): train the imitation policy longer, or roll out more tasks."
             )
@@ -267,7 +276,13 @@ def evaluation_trajectories(config: StudyConfig, start: Run | None, split: str, 
     if split not in tasks:
         raise ValueError(f"Unknown task set {split!r}; expected one of {', '.join(tasks)}.")
     run = roll_out(config, start, tasks[split], modes[mode], seed=config.seed)
-    return read_trajectories(run.file(TRAJECTORIES))
+    played = read_trajectories(run.file(TRAJECTORIES))
+    if len(played) != len(tasks[split]):
+        raise ValueError(
+            f"{run.path / TRAJECTORIES} holds {len(played)} of {len(tasks[split])} episodes; delete {run.path} to have "
+            "them played again."
+        )
+    return played
 
 
 def evaluate_arm(
@@ -277,7 +292,7 @@ def evaluate_arm(
     splits: Sequence[str] = (),
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
-    """`evaluate` for every split and mode, as one table; without `splits`, for all on held-out databases but validation."""
+    """`evaluate` for every split and mode, as one table; without `splits`, on the databases kept for the end."""
     splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "known", "validation")]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
@@ -293,20 +308,31 @@ def ablation_arms(config: StudyConfig) -> list[str]:
 
 
 def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
-    """Train an arm as the full method but for its changes, evaluate it on the test split, save and return its table."""
+    """Train an arm as the full method but for its changes, evaluate it on the test split, save and return its table.
+
+    An arm that finds nothing to learn from stays where its stage 1 left it.
+    """
     changed = _arm_config(config, arm)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    trained = train_joint_rl(changed)
+    trained = [train_sft(changed), *_learned(changed)]
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
-    save_table(config, table, f"outcomes-04-{arm}", [train_sft(changed), *trained])
+    save_table(config, table, f"outcomes-04-{arm}", trained)
     return table
+
+
+def _learned(config: StudyConfig) -> list[Run]:
+    """The runs of stage 2; none where there was nothing to learn from."""
+    try:
+        return train_joint_rl(config)
+    except NothingToLearn:
+        return []
 
 
 def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:
     """Updates of stage 2 and rewarded examples by role, one row an arm, the full method first."""
     rows = []
     for arm in ("retroact", *arms):
-        done = [run.manifest["summary"] for run in train_joint_rl(_arm_config(config, arm))]
+        done = [run.manifest["summary"] for run in _learned(_arm_config(config, arm))]
         updates, examples, planner = (sum(s[name] for s in done) for name in ("updates", "examples", "planner"))
         rows.append(
             {"arm": arm, "updates": updates, "planner examples": planner, "reflector examples": examples - planner}
@@ -338,28 +364,45 @@ def save_table(config: StudyConfig, table: pd.DataFrame, name: str, trained: Seq
 def _study(config: StudyConfig) -> str:
     """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
     settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
-    return digest_of([settings, code_digest(*sorted({module for modules in CODE.values() for module in modules}))])[:10]
+    modules = sorted({"evaluation"}.union(*CODE.values()))
+    return digest_of([settings, ABLATIONS, code_digest(*modules)])[:10]
 
 
 def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:
     """The tables whose names match, of all seeds, as one.
 
-    Raises ValueError when there is none, or when they come from different settings or code.
+    Where some were made with the present settings and code, others are left out with a warning. Raises ValueError when
+    there is no table, or when none is of the present settings and code and they differ among each other.
     """
     folder = paths.results_dir(config.profile, config.env) / "tables"
     files = sorted(folder.glob(f"{pattern}-seed*.csv"))
     if not files:
         raise ValueError(f"{folder} holds no table {pattern}: run the notebooks before this one first.")
-    parts = [pd.read_csv(file, dtype={"study": str}) for file in files]
-    parts = [part.assign(study=part.get("study", ""), file=file.name) for part, file in zip(parts, files, strict=True)]
-    table = pd.concat(parts, ignore_index=True)
-    studies = [sorted(group["file"].unique()) for _, group in table.groupby("study", sort=False)]
-    if len(studies) > 1:
+    parts: dict[str, dict[str, pd.DataFrame]] = {}
+    for file in files:
+        table = _read_table(file)
+        study = str(table["study"].iloc[0]) if "study" in table else ""
+        parts.setdefault(study, {})[file.name] = table.drop(columns="study", errors="ignore")
+    now = _study(config)
+    if len(parts) > 1 and now not in parts:
+        one, other = (min(tables) for tables in list(parts.values())[:2])
         raise ValueError(
-            f"{folder} holds tables of different settings or code, which cannot be compared: {studies[0][0]} and "
-            f"{studies[1][0]}. Run the notebooks that made the older ones again, or delete those tables."
+            f"{folder} holds tables of different settings or code, which cannot be compared: {one} and {other}. Run "
+            "the notebooks that made the older ones again, or delete those tables."
         )
-    return table.drop(columns=["study", "file"])
+    if old := sorted(name for study, tables in parts.items() if study != now and len(parts) > 1 for name in tables):
+        warnings.warn(f"Made with other settings or code, so left out: {', '.join(old)}.", stacklevel=2)
+    return pd.concat((parts.get(now) or next(iter(parts.values()))).values(), ignore_index=True)
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype={"study": str})
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{file} is damaged ({error}); delete it and run the notebook that makes it again.") from None
+    if table.empty:
+        raise ValueError(f"{file} is empty; delete it and run the notebook that makes it again.")
+    return table
 
 
 def load_policy(config: StudyConfig, start: Run | None) -> Policy:

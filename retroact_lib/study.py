@@ -1,8 +1,8 @@
 """The notebooks in order, by papermill: resolve, check, plan, run, resume.
 
 Executed notebooks go to ``results/<profile>/<env>/notebooks``, with a ``manifest.json`` beside the tables that says
-which commit and which parameters made them. A notebook whose source and parameters have not changed since it last
-ended well is skipped, and says so.
+which commit and which parameters made them, and with the SHA-256 of every file that they left. A notebook that ended
+well, whose source and parameters have not changed since and whose files are still there, is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from retroact_lib import checkpoints, paths, runs, stages
 from retroact_lib.config import StudyConfig, load_config
+from retroact_lib.policy import device_of
 
 NOTEBOOKS = ("01_data", "02_sft", "03_joint_rl", "04_ablations", "05_plots")
 QUIET_KERNEL = ["--log-level=40"]
@@ -42,7 +44,10 @@ class Item:
 def plan(
     profile: str, env: str, seeds: Sequence[int], only: Sequence[str] = (), overrides: dict[str, Any] | None = None
 ) -> list[Item]:
-    """What there is to run, in order. Raises ValueError for an unknown notebook, profile, environment or setting."""
+    """What there is to run, in order. Raises ValueError for an unknown notebook, profile, environment or setting.
+
+    All that can be known before hours of work is checked here: the checkpoint, the device, the tasks, the ablations.
+    """
     unknown = set(only) - set(NOTEBOOKS)
     if unknown:
         raise ValueError(f"Unknown notebook {sorted(unknown)[0]!r}; expected one of {', '.join(NOTEBOOKS)}.")
@@ -53,7 +58,11 @@ def plan(
     for name in ("checkpoint", "official_data"):  # notebooks run in another folder than the caller's
         if common.get(name) and Path(common[name]).exists():
             common[name] = str(Path(common[name]).resolve())
-    stages.environment(load_config(profile, **common))
+    config = load_config(profile, **common)
+    device_of(config.policy)
+    checkpoints.resolve(config.policy.checkpoint)
+    stages.ablation_arms(config)
+    stages.task_sets(config)
     common = {"profile": profile, **common}
     chosen = [n for n in NOTEBOOKS if not only or n in only]
     items = [Item(n, seed, {**common, "seed": seed}) for seed in seeds for n in chosen if n != "05_plots"]
@@ -63,9 +72,10 @@ def plan(
 
 
 def reproduce(items: Sequence[Item], say=print) -> None:
-    """Run the plan. A notebook that fails stops it with papermill's error; what was finished stays finished."""
+    """Run the plan. Raises RuntimeError, in one sentence, when a notebook fails; what was finished stays finished."""
     import papermill
 
+    paths.settle_overrides()
     for item in items:
         folder = paths.results_dir(item.parameters["profile"], item.parameters["env"])
         source = paths.project_dir() / "notebooks" / f"{item.notebook}.ipynb"
@@ -78,31 +88,47 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             "code": runs.code_digest("", "envs"),
         }
         before = runs.read_json(record) if record.exists() else {}
-        if output.exists() and {k: before.get(k) for k in wanted} == wanted and item.notebook != "05_plots":
+        left = before.get("files", {})
+        whole = bool(left) and all(runs.file_digest(folder / name) == digest for name, digest in left.items())
+        if whole and {k: before.get(k) for k in wanted} == wanted and item.notebook != "05_plots":
             say(f"{item.name}: skipped, it ended well on {before['ended']}, no code or setting changed since.")
             continue
         provenance = runs.provenance()
         output.parent.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)  # from here on, the notebook on disk is no longer the one that ended well
         say(f"{item.name}: running, the notebook grows in {output}")
-        started = _now()
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            parameters=item.parameters,
-            cwd=str(source.parent),
-            progress_bar=False,
-            stderr_file=sys.stderr,  # the notebooks' progress
-            kernel_name="python3",
-            extra_arguments=QUIET_KERNEL,
-        )
+        started, stamps = _now(), _stamps(folder)
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(output),
+                parameters=item.parameters,
+                cwd=str(source.parent),
+                progress_bar=False,
+                stderr_file=sys.stderr,  # the notebooks' progress
+                kernel_name="python3",
+                extra_arguments=QUIET_KERNEL,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise RuntimeError(
+                f"{item.name} stopped with {error.ename}: {error.evalue} The notebook up to there is {output}; the "
+                "same command goes on from the last finished stage."
+            ) from error
         _quiet(output)
+        made = sorted(name for name, stamp in _stamps(folder).items() if stamps.get(name) != stamp)
+        files = {name: runs.file_digest(folder / name) for name in made}
         manifest = runs.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
-        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance}
+        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance, "files": files}
         runs.write_json(folder / "manifest.json", manifest)
         record.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(record, manifest[item.name])
         say(f"{item.name}: done, {_minutes(started, manifest[item.name]['ended'])}.")
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    """When each file of the results was last written, by its path below `folder`; the manifest of all is left out."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / "manifest.json")
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
 
 
 def refresh(say=print) -> None:
@@ -148,14 +174,14 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     """
     from transformers import AutoConfig
 
-    found = checkpoints.resolve(config.policy.checkpoint)
+    found, guessed = checkpoints.resolve(config.policy.checkpoint), ""
     try:
         shape = AutoConfig.from_pretrained(found.path_or_hub_id)
     except (OSError, ValueError):
-        size = re.search(r"(\d+(?:\.\d+)?)\s*[bB]\b", config.policy.checkpoint.replace("-", " "))
+        size = re.search(r"(\d+(?:\.\d+)?)\s*b\b", config.policy.checkpoint.replace("-", " "), re.IGNORECASE)
         if not size:
             return "unknown (the checkpoint's config cannot be read from here)"
-        return f"weights {0.6 * float(size[1]):.1f} GiB by the name; activations unknown (config out of reach)"
+        shape, guessed = _usual_shape(float(size[1]) * 1e9), ", sizes guessed from the name (config out of reach)"
     hidden, layers, mlp = shape.hidden_size, shape.num_hidden_layers, shape.intermediate_size
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads) / shape.num_attention_heads
     linear = layers * (2 * hidden**2 * (1 + heads) + 3 * hidden * mlp)
@@ -170,7 +196,24 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     rollouts = weights + per_value * cache + (2 * linear if on_cpu else 0)
     return (
         f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB on "
-        f"{'the CPU' if on_cpu else 'the card'}, beside Python and its libraries (about 1 GiB)"
+        f"{'the CPU' if on_cpu else 'the card'}, beside Python and its libraries (about 1 GiB){guessed}"
+    )
+
+
+def _usual_shape(parameters: float) -> SimpleNamespace:
+    """A decoder of that many weights as they usually are: 12 L d^2 weights, d = 128 L.
+
+    7e9 gives 33 layers of width 4,224; Llama 2 has 32 of 4,096.
+    """
+    layers = round((parameters / (12 * 128**2)) ** (1 / 3))
+    hidden = 128 * layers
+    return SimpleNamespace(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=8 * hidden // 3,
+        num_attention_heads=layers,
+        vocab_size=32_000,
+        tie_word_embeddings=False,
     )
 
 

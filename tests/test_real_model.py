@@ -96,6 +96,20 @@ def test_ratio_is_one_before_the_first_update_and_training_moves_it(config, poli
     assert metrics[-1]["kl"] > 1e-5 and metrics[-1]["ratio_mean"] > 1.05  # the rewarded rows became more probable
 
 
+def test_in_bfloat16_log_probs_are_float32_and_the_ratio_is_one_on_average(config, rows):
+    policy = Policy.load(config.change(compute_dtype="bfloat16").policy)
+    groups = [training.score(policy, rows, 1024), [training.score(policy, [row], 1024)[0] for row in rows]]
+    together, alone = (torch.tensor([p for row in group for p in row.behaviour_logp]) for group in groups)
+    mask = torch.tensor([m for row in rows for m in row.mask]).bool()
+    metrics = losses.ratio_metrics((together - alone)[mask], eps=0.3)
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-3) and metrics["kl"] < 1e-4
+    batch = collate(rows[:1], policy.tokenizer.pad_token_id, policy.device)
+    with torch.no_grad():
+        logp = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)[batch.mask_BT.bool()]
+    assert logp.dtype == torch.float32
+    assert (logp != logp.bfloat16().float()).float().mean() > 0.9, "computed in float32, not only stored so"
+
+
 def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, policy):
     env, tasks = stages.environment(config), stages.task_sets(config)["test"]
     how = config.change(max_action_tokens=24, max_steps=2).rollout

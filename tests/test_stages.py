@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from retroact_lib import rollout, stages
+from retroact_lib import paths, rollout, stages
 from retroact_lib.config import load_config
+from retroact_lib.decoding import Reply
+from retroact_lib.envs.base import Task
 from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
 from retroact_lib.trajectories import read_trajectories
@@ -61,11 +63,21 @@ def test_rollouts_do_not_depend_on_batch_size_or_order(config):
 
 
 def test_every_trial_is_scored_on_its_own(config):
-    env, task = stages.environment(config), stages.task_sets(config)["test"][0]
-    first, second = env.start(task), env.start(task)
-    first.step(f"execute[{task.meta['gold']}]")
-    assert (first.reward(), second.reward()) == (1.0, 0.0)
-    assert second.step("submit").reward == 0.0
+    task = Task("t", "Who sings?", "list", {"db": "singer", "gold": "SELECT Name FROM singer"})
+    said = [
+        " Two will do.\nAction 1: execute[SELECT Name FROM singer LIMIT 2]\n",
+        " I was in a hurry.\n",
+        " What was it?\nAction 1: execute[SELECT nothing FROM nowhere]\n",
+    ]
+    policy, how = Policy.load(config.policy), config.change(trials=2, max_steps=1).rollout
+    episode = rollout.play(policy, stages.environment(config), task, how, seed=0)
+    asked = [next(episode)]
+    with pytest.raises(StopIteration) as end:
+        for text in said:
+            ids = policy.encode(text)
+            asked.append(episode.send(Reply(text, ids, [-1.0] * len(ids), context=100)))
+    assert [request.role for request in asked] == ["planner", "reflector", "planner"]
+    assert [trial.reward for trial in end.value.value.trials] == [0.25, 0.0], "both were halted, and the second failed"
 
 
 def test_plain_retry_writes_no_reflection(config):
@@ -157,7 +169,19 @@ def test_tables_of_different_settings_are_not_compared(config):
     stages.save_table(config.change(seed=1, bootstrap=10), table, "metrics-sft")
     assert len(stages.read_tables(config, "metrics-sft")) == 2 * len(table)
     stages.save_table(config.change(sft_lr=1e-5, seed=2), table, "metrics-sft")
+    with pytest.warns(UserWarning, match="left out: metrics-sft-seed2.csv"):
+        assert len(stages.read_tables(config, "metrics-sft")) == 2 * len(table)
     with pytest.raises(ValueError, match="different settings or code.*seed0.csv and metrics-sft-seed2.csv"):
+        stages.read_tables(config.change(sft_lr=1e-6), "metrics-sft")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is damaged"), ("update,loss\n", "is empty"), ('a\n"', "is damaged")]
+)
+def test_a_damaged_table_is_named(config, text, message):
+    stages.save_table(config, stages.training_metrics([stages.train_sft(config)]), "metrics-sft")
+    (paths.results_dir("smoke", "intercode_sql") / "tables" / "metrics-sft-seed0.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"metrics-sft-seed0.csv {message}.*delete it"):
         stages.read_tables(config, "metrics-sft")
 
 
@@ -189,8 +213,18 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
     assert set(table["mode"]) == {"greedy", "sampled"} and set(table["reward"]) == {0.5}
     sizes = stages.training_sizes(two, ["continued_sft"]).set_index("arm")
     assert sizes.loc["retroact"].tolist() == [8, 16, 0] and sizes.loc["continued_sft"].tolist() == [8, 0, 0]
-    with pytest.raises(ValueError, match="No rollout left a rewarded example .roles reflector"):
-        stages.run_ablation(two, "reflector_only")
+    (scored,) = {  # arms that learn from the same rollouts share their scoring
+        stages.score(arm, start, stages.training_rollouts(arm, start)).key
+        for arm in (two, two.change(roles="reflector"), two.change(il_weight=0.0), two.change(objective="ppo"))
+        for start in [stages.train_sft(arm)]
+    }
+    assert first.manifest["inputs"]["examples"] == scored
+    with pytest.raises(stages.NothingToLearn, match="No rollout left a rewarded example .roles reflector"):
+        stages.train_joint_rl(two.change(roles="reflector"))
+    stayed = stages.run_ablation(two, "reflector_only")
+    assert stages.training_sizes(two, ["reflector_only"])["updates"].tolist() == [8, 0]
+    sft = stages.evaluate_arm(two, stages.train_sft(two), "reflector_only", splits=("test",))
+    assert stayed.equals(sft), "an arm without examples stays where stage 1 left it"
 
 
 def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):
@@ -212,6 +246,13 @@ def test_code_that_changes_results_makes_finished_runs_stale(monkeypatch, config
     assert source == runs.code_digest("losses") != runs.code_digest("losses", "prompts")
     monkeypatch.setattr(stages, "code_digest", lambda *modules: "changed")
     assert stages.train_sft(config).key != before
+
+
+def test_comments_and_docstrings_are_no_code():
+    from retroact_lib.runs import _code_lines
+
+    source = '"""Doc."""\n# c\nx = "# no"  # yes\n\ndef f():\n    """Doc,\n    more."""\n    return x\n'
+    assert _code_lines(source) == ['x = "# no"', "def f():", "    return x"]
 
 
 def test_a_damaged_checkpoint_names_the_file_and_what_to_do(tmp_path):
@@ -236,6 +277,9 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path):
     run.keep_metrics(1)
     run.log(update=2)
     assert run.metrics() == [{"update": 1}, {"update": 2}]
+    (run.path / "metrics.jsonl").write_text('{"update": 1\n{"update": 2}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1 is damaged .* delete"):
+        run.metrics()
 
 
 def test_unknown_environment_split_and_mode(config):

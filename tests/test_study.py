@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
+import shutil
 
 import nbformat
 import pytest
 
 from retroact_lib import __main__ as command_line
-from retroact_lib import evaluation, paths, stages, study
+from retroact_lib import evaluation, paths, progress, stages, study
 from retroact_lib.config import field_names, load_config
 
 PROJECT = paths.project_dir()
@@ -65,11 +66,14 @@ def test_plan_runs_the_notebooks_in_order_and_the_figures_once():
         ("--set checkpoint=nonsense", "nonsense"),
         ("--set checkpoint=5", "checkpoint is 5; expected str"),
         ("--set seed=3", "expected --seeds"),
+        ("--set ablations=no_li", "Unknown ablation 'no_li'"),
+        ("--set families=counting", "Unknown family 'counting'"),
         ("--set official_data=/nowhere/ic.json", "/nowhere/ic.json"),
     ],
 )
-def test_a_bad_command_is_one_sentence(arguments, message, capsys):
-    assert command_line.main(["reproduce", "--dry-run", *shlex.split(arguments)]) == 2
+def test_a_bad_command_is_one_sentence(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(study, "reproduce", lambda items: pytest.fail("the study was started"))
+    assert command_line.main(["reproduce", *shlex.split(arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -78,7 +82,8 @@ def test_a_bad_command_is_one_sentence(arguments, message, capsys):
 def test_dry_run_prints_a_plan_for_every_profile(profile, capsys):
     assert command_line.main(["reproduce", "--dry-run", "--profile", profile]) == 0
     plan = capsys.readouterr().out
-    assert "Memory" in plan and "GiB" in plan and "04_ablations-seed0" in plan
+    assert re.search(r"training \d+\.\d GiB, rollouts at full context \d+\.\d GiB", plan)
+    assert "04_ablations-seed0" in plan
     assert f"rl_lr = {load_config(profile).rl.rl_lr}" in plan
 
 
@@ -94,6 +99,9 @@ def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
     assert record["parameters"]["il_tasks"] == 8 and {"git_commit", "versions", "hardware", "ended"} <= record.keys()
     study.reproduce(items, said.append)
     assert "skipped" in said[-1]
+    (folder / "tables" / "rows-seed0.csv").write_text("of another run")
+    study.reproduce(items, said.append)
+    assert "done" in said[-1]
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
@@ -104,6 +112,25 @@ def test_reproduce_runs_a_notebook_once(tmp_path, monkeypatch, tiny_checkpoint):
         study.reproduce(others, said.append)
     study.reproduce(items, said.append)  # the notebook on disk may be the killed one's
     assert "done" in said[-1]
+
+
+def test_a_notebook_that_fails_is_one_sentence(tmp_path, monkeypatch, tiny_checkpoint):
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    items = study.plan("smoke", "intercode_sql", [0], ["01_data"], {"checkpoint": str(checkpoint)})
+    shutil.rmtree(checkpoint)
+    with pytest.raises(
+        RuntimeError, match="01_data-seed0 stopped with ValueError.* The notebook up to there is .*ipynb;"
+    ):
+        study.reproduce(items, print)
+
+
+def test_progress_in_a_log_is_lines(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    assert list(progress.progress(range(3), "SFT", "update")) == [0, 1, 2]
+    text = capsys.readouterr().err
+    assert "\r" not in text and text.endswith("\n") and "SFT: 100%" in text.splitlines()[-1]
 
 
 def test_the_committed_summaries_follow_from_the_committed_tables():
@@ -130,8 +157,8 @@ def test_make_targets_in_the_readme_exist():
 
 
 def test_commands_in_the_readme_resolve(monkeypatch, capsys):
-    lines = commands("python -m retroact_lib ")
-    assert lines
+    lines = commands("python -m retroact_lib ") + re.findall(r"`(python -m retroact_lib [^`]+)`", README)
+    assert len(lines) > 6
     for line in lines:
         arguments = shlex.split(line)[3:]
         if "dry-run" not in line:
@@ -144,6 +171,8 @@ def test_papermill_commands_in_the_readme_name_notebooks_and_settings():
         words = shlex.split(line)
         assert (PROJECT / words[1]).exists()
         assert {words[i + 1] for i, w in enumerate(words) if w == "-p"} <= set(field_names())
+    named = re.findall(r"`--set (\w+)=[^`]+`", README)
+    assert named and set(named) <= set(field_names())
 
 
 def test_paths_in_the_readme_exist():

@@ -174,6 +174,23 @@ def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
                 assert mine.logps == pytest.approx(theirs.logps, abs=1e-4)
 
 
+def test_every_token_is_read_once(policy):
+    """However many turns a conversation has: its keys and values are kept."""
+    (width, more), read = (len(policy.encode("Bob tells a story.")), len(policy.encode(" More."))), []
+
+    def talk():
+        yield Request(policy.encode("Bob tells a story."), "planner", lambda t: False, 6, 1.0, seed=3, fresh=True)
+        for turn in range(3):
+            yield Request(policy.encode(" More."), "planner", lambda t: False, 6, 1.0, seed=turn)
+
+    hook = policy.body.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    list(decode(policy, [talk()]))
+    hook.remove()
+    assert sum(read) == width + 3 * more + 4 * 6 - 1  # nobody reads the last token
+
+
 def test_recorded_log_probs_are_those_of_the_whole_text(policy):
     request_ids = policy.encode("Bob tells a story.")
 

@@ -8,6 +8,7 @@ InterCode, and ``official`` those of a file in the format of its ``ic_spider_dev
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -129,21 +130,9 @@ class InterCodeSQL(Env):
         """Table -> [(column, MySQL type)], tables in lower case as SHOW TABLES gives them."""
         return {t.name: [(c.name, c.type) for c in t.columns] for t in self._engine(db).database.tables.values()}
 
-    def foreign_keys(self, db: str) -> list[tuple[str, str, str, str]]:
-        """[(table, column, referenced table, referenced column)]."""
-        tables = self._engine(db).database.tables.values()
-        return [(table.name, *reference) for table in tables for reference in table.foreign_keys]
-
     def execute(self, db: str, sql: str) -> list[Row]:
         """The rows of one reading statement. Raises ValueError with MySQL's message (an `SqlError`)."""
         return self._engine(db).execute(sql)
-
-    def reward_of(self, task: Task, sql: str) -> float:
-        """What submitting the result of `sql` would earn; 0 if it does not run."""
-        try:
-            return result_reward(self.execute(task.meta["db"], sql), self.gold_rows(task))
-        except SqlError:
-            return 0.0
 
     def gold_rows(self, task: Task) -> list[Row]:
         """The gold query's result, computed once. Raises ValueError if it does not run."""
@@ -367,7 +356,7 @@ def _fetched(source: str) -> Path:
             with urllib.request.urlopen(source, timeout=_DOWNLOAD_SECONDS) as answer:
                 content = answer.read()
                 json.loads(content)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"cannot download {source}, or it is not JSON: {error}.") from None
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(content)

@@ -24,7 +24,8 @@ from retroact_lib.envs.spider import Database
 MAX_SQL_CHARS = 4000
 MAX_ROWS = 5000
 MAX_RESULT_CHARS = 1_000_000
-MAX_STRING_BYTES = 100_000
+MAX_STRING_BYTES = 20_000
+"""SQLite's REPLACE, INSTR and TRIM, and LIKE, may take the square of it, and cannot be interrupted meanwhile."""
 MAX_EXPANDED_TABLES = 200
 """Tables in a statement after common table expressions are written out; SQLite copies them at every use."""
 
@@ -118,19 +119,21 @@ class SqlDatabase:
         """Whether `sql` asks for a table's columns."""
         return _DESCRIBE.fullmatch(sql.strip().rstrip(";").rstrip()) is not None
 
-    def close(self) -> None:
-        """Close the file; the object cannot be used afterwards."""
-        self._connection.close()
-
     def _guard(self) -> None:
         connection = self._connection
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_STRING_BYTES)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        for name, arguments, function in _FUNCTIONS:
+        functions = (*_FUNCTIONS, ("like", 2, self._like), ("like", 3, self._like))
+        for name, arguments, function in functions:
             connection.create_function(name, arguments, function, deterministic=True)
         connection.set_authorizer(self._authorize)
-        connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 2000)
+        connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 100)
+
+    def _like(self, *arguments: object) -> bool | None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError
+        return _like(*arguments)
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action == sqlite3.SQLITE_READ:
@@ -259,6 +262,10 @@ class SqlDatabase:
                         raise SqlError(_TOO_LARGE)
             except SqlError:
                 raise
+            except sqlite3.OperationalError:
+                if time.monotonic() > self._deadline:
+                    raise SqlError(_TIMED_OUT) from None
+                raise
             except (ValueError, OverflowError, sqlite3.Warning):
                 raise SqlError(_syntax_error(query, 0)) from None
             finally:
@@ -267,8 +274,6 @@ class SqlDatabase:
 
     def _reworded(self, message: str, statement: str, tree: exp.Expr | None) -> str:
         """SQLite's error message in MySQL's words."""
-        if message == "interrupted":
-            return _TIMED_OUT
         for pattern, wording in _WORDINGS:
             if found := re.search(pattern, message):
                 return wording.format(*found.groups(), db=self.database.name)
@@ -388,7 +393,7 @@ def _plain(value: object) -> object:
 
 
 def _like(pattern: object, text: object, escape: str = "\\") -> bool | None:
-    """SQL's LIKE in linear steps over the pattern; SQLite's own can take exponential time."""
+    """SQL's LIKE, each part between two % searched once; SQLite's own can take exponential time."""
     if pattern is None or text is None:
         return None
     pieces, piece, characters = [], "", iter(str(pattern))
@@ -427,8 +432,6 @@ def _date_part(part: int) -> Callable[[object], int | None]:
 
 
 _FUNCTIONS = (
-    ("like", 2, _like),
-    ("like", 3, _like),
     ("year", 1, _date_part(1)),
     ("month", 1, _date_part(2)),
     ("day", 1, _date_part(3)),
