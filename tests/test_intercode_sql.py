@@ -284,7 +284,6 @@ _DOUBLING = ", ".join(f"a{i} AS (SELECT 1 FROM a{i - 1} x JOIN a{i - 1} y)" for 
         "SELECT a.Name FROM city a JOIN city b ON a.Name LIKE CONCAT('%', b.Name, '%', b.District, '%')",
         "SELECT GROUP_CONCAT(a.Name) FROM city a, city b",
         "SELECT REPLACE(REPLACE(HEX(printf('%9000d', 1)), '2', HEX(printf('%500d', 1))), '3', 'xxxxxxxxxxxx')",
-        "SELECT " + "(" * 800 + "1" + ")" * 800,
         "SELECT COUNT(*) FROM " + ", ".join(f"city c{i}" for i in range(60)),
         "SELECT '" + "x" * 5000 + "'",
         f"SELECT COUNT(*) FROM city WHERE {_LONG.format(9000)} LIKE CONCAT('%', {_LONG.format(5000)}, 'b%')",
@@ -296,6 +295,16 @@ def test_nothing_hangs_or_eats_memory(env, sql):
     start = time.monotonic()
     with pytest.raises(SqlError):
         env.execute("world_1", sql)
+    assert time.monotonic() - start < 3
+
+
+def test_deep_nesting_is_answered_or_refused(env):
+    """Older releases of SQLite overflow their parser's stack, newer ones answer; either is quick."""
+    start = time.monotonic()
+    try:
+        assert env.execute("world_1", "SELECT " + "(" * 800 + "1" + ")" * 800) == [(1,)]
+    except SqlError as error:
+        assert str(error) == "Parser stack overflow"
     assert time.monotonic() - start < 3
 
 
