@@ -139,6 +139,11 @@ def test_the_committed_summaries_follow_from_the_committed_tables():
     headline = stages.read_tables(config, "outcomes-0[23]")
     summary = evaluation.summarise(headline, resamples=config.evaluation.bootstrap)
     assert (folder / "summary.csv").read_text() == summary.round(4).to_csv(index=False)
+    unseen = stages.read_tables(config, "outcomes-0*").query("split == 'test'")
+    unseen["mode"] = unseen["mode"].replace("retry", "sampled")
+    seeds = set.intersection(*(set(rows["seed"]) for _, rows in unseen.groupby("arm")))
+    arms = evaluation.summarise(unseen[unseen["seed"].isin(seeds)], resamples=config.evaluation.bootstrap)
+    assert (folder / "arms.csv").read_text() == arms.round(4).to_csv(index=False) and set(arms["seeds"]) == {len(seeds)}
 
 
 # -- README ---------------------------------------------------------------------------------------------------------
