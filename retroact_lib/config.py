@@ -272,8 +272,6 @@ STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_fa
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
     "smoke": dict(
-        describe="names",
-        families="count",
         il_tasks=20,
         rl_tasks=12,
         temperature=0.5,
@@ -284,7 +282,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         sft_lr=1e-3,
         sft_warmup=3,
         eval_trials=2,
-        max_steps=5,
         max_action_tokens=48,
         rl_batch=2,
         rl_epochs=1,
@@ -294,9 +291,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # `make reproduce`: two cores, no GPU.
     "laptop": dict(
-        describe="names",
-        families="count,count_filter,aggregate,filter,superlative,distinct",
-        max_columns=2,
         il_tasks=160,
         rl_tasks=96,
         temperature=0.5,
@@ -304,7 +298,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_lr=2e-4,
         rl_batch=2,
         il_batch=1,
-        max_steps=6,
         max_action_tokens=64,
         rows=48,
         chunk=128,
@@ -354,16 +347,36 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
 }
 
+ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
+    "intercode_sql": {
+        "smoke": dict(describe="names", families="count", max_steps=5),
+        "laptop": dict(
+            describe="names",
+            families="count,count_filter,aggregate,filter,superlative,distinct",
+            max_columns=2,
+            max_steps=6,
+        ),
+    },
+    "alfworld": {
+        "smoke": dict(families="look_at_obj_in_light", max_steps=12, il_tasks=12, rl_tasks=6),
+        "laptop": dict(max_steps=25, max_repeats=3),
+        "gpu": dict(max_steps=50, max_repeats=3),
+        "paper": dict(max_steps=50, max_repeats=3, test_tasks=134),
+    },
+}
+"""Environment -> profile -> what differs there from the profile."""
+
 
 def load_config(profile: str, **overrides: Any) -> StudyConfig:
-    """The settings of a profile with some fields overridden; an override of None keeps the profile's value.
+    """The settings of a profile for an environment, some fields overridden; None keeps the profile's value.
 
     Raises ValueError for an unknown profile, an unknown field, or a value of the wrong type or range.
     """
     if profile not in PROFILES:
         raise ValueError(f"Unknown profile {profile!r}; expected one of {', '.join(PROFILES)}.")
     given = {name: value for name, value in overrides.items() if value is not None}
-    return StudyConfig().change(profile=profile, **PROFILES[profile]).change(**given)
+    adapted = ADAPTED.get(given.get("env", StudyConfig.env), {}).get(profile, {})
+    return StudyConfig().change(profile=profile, **PROFILES[profile] | adapted).change(**given)
 
 
 def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:

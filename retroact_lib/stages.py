@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from retroact_lib import checkpoints, envs, examples, paths, training
+from retroact_lib import checkpoints, envs, examples, experts, paths, training
 from retroact_lib.config import PolicyConfig, RolloutConfig, StudyConfig
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.evaluation import outcomes
-from retroact_lib.experts import expert_trajectories
 from retroact_lib.policy import Policy
 from retroact_lib.progress import bar
 from retroact_lib.rollout import draw_seed, rollouts
@@ -32,13 +31,14 @@ EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
 
 CODE = {
-    "expert": ("envs", "prompts", "trajectories", "sql_mistakes", "experts"),
+    "expert": ("prompts", "trajectories"),
     "sft": ("prompts", "policy", "examples", "losses", "training"),
-    "rollouts": ("envs", "prompts", "policy", "decoding", "rollout"),
+    "rollouts": ("prompts", "policy", "decoding", "rollout"),
     "examples": ("prompts", "policy", "trajectories", "examples", "training"),
     "rl": ("prompts", "policy", "examples", "losses", "training"),
 }
-"""Stage -> the modules that make its result; a change of their code makes finished runs stale."""
+"""Stage -> the modules that make its result, beside the environment's own (`_modules`); a change of their code makes
+finished runs stale."""
 
 ABLATIONS: dict[str, dict] = {
     "no_il": {"il_weight": 0.0},
@@ -59,55 +59,50 @@ class NothingToLearn(ValueError):
 
 def environment(config: StudyConfig) -> Env:
     """The environment that the settings name. Raises ValueError for an unknown one."""
-    data = config.data
-    return _environment(config.env, data.official_data, data.describe, data.observation_chars)
+    return _environment(config.env, config.data.official_data, tuple(_env_options(config).items()))
+
+
+def _env_options(config: StudyConfig) -> dict:
+    return {name: getattr(config.data, name) for name in envs.kind(config.env).options}
 
 
 @lru_cache(maxsize=4)
-def _environment(name: str, official_data: str, describe: str, observation_chars: int) -> Env:
-    return envs.make(name, data=official_data or None, describe=describe, observation_chars=observation_chars)
+def _environment(name: str, official_data: str, options: tuple) -> Env:
+    return envs.kind(name)(data=official_data or None, **dict(options))
 
 
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     """The tasks of the study by use.
 
     `il`, `rl` and `known` are disjoint parts of the training split: those demonstrated, those rolled out, and as many
-    as the test has, to tell what was learnt about the training databases from what carries over to others.
+    as the test has, to tell what was learnt about the training databases from what carries over to others. An
+    environment with a split `seen` of its own has that for `known`.
     """
     env, data = environment(config), config.data
     used = data.il_tasks + data.rl_tasks
-    train = _generated(config, "train", used + data.test_tasks, config.seed)
+    seen = _generated(config, "seen", data.test_tasks) if "seen" in env.splits else []
+    train = _generated(config, "train", used + data.test_tasks - len(seen), config.seed)
     sets = {
         "il": train[: data.il_tasks],
         "rl": train[data.il_tasks : used],
-        "known": train[used:],
+        "known": seen or train[used:],
         "validation": _generated(config, "validation", data.validation_tasks),
         "test": _generated(config, "test", data.test_tasks),
     }
     for split in env.splits:
-        if split not in ("train", *sets) and (split != "official" or data.official_data):
-            sets[split] = env.tasks(split, data.written_tasks or None)
+        if split in env.written_splits:
+            if split != "official" or data.official_data:
+                sets[split] = env.tasks(split, data.written_tasks or None)
+        elif split not in ("train", *sets):
+            sets[split] = _generated(config, split, data.test_tasks)
     return sets
 
 
 def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> list[Task]:
     """The first `count` tasks of a split that are of the chosen kinds."""
-    tasks = environment(config).tasks(split, seed=seed)
-    if config.data.families != "all":
-        wanted = {name.strip() for name in config.data.families.split(",")}
-        unknown = wanted - {task.family for task in tasks}
-        if unknown:
-            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {_families(tasks)}.")
-        tasks = [task for task in tasks if task.family in wanted]
-    if config.data.max_columns:
-        tasks = [task for task in tasks if len(task.meta["columns"]) <= config.data.max_columns]
-    if len(tasks) < count:
-        raise ValueError(f"{count} {split} tasks were asked for; the chosen kinds have {len(tasks)}.")
-    return tasks[:count]
-
-
-def _families(tasks: Sequence[Task]) -> str:
-    return ", ".join(sorted({task.family for task in tasks}))
+    asked = config.data.families
+    families = () if asked == "all" else [name.strip() for name in asked.split(",")]
+    return environment(config).tasks(split, count, seed, families)
 
 
 def demonstrate(config: StudyConfig) -> Run:
@@ -121,7 +116,7 @@ def demonstrate(config: StudyConfig) -> Run:
     }
     run = _open(config, "expert", parameters, {"tasks": tasks_digest(tasks)})
     if not run.finished:
-        made = expert_trajectories(
+        made = experts.expert_trajectories(
             environment(config),
             tasks,
             config.data.expert_trials,
@@ -364,8 +359,13 @@ def save_table(config: StudyConfig, table: pd.DataFrame, name: str, trained: Seq
 def _study(config: StudyConfig) -> str:
     """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
     settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
-    modules = sorted({"evaluation"}.union(*CODE.values()))
-    return digest_of([settings, ABLATIONS, code_digest(*modules)])[:10]
+    modules = {"evaluation"}.union(*(_modules(config.env, stage) for stage in CODE))
+    return digest_of([settings, ABLATIONS, code_digest(*sorted(modules))])[:10]
+
+
+def _modules(env: str, stage: str) -> tuple[str, ...]:
+    own = envs.modules(env) if stage in ("expert", "rollouts") else ()
+    return (*own, *(experts.modules(env) if stage == "expert" else ()), *CODE[stage])
 
 
 def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:
@@ -445,9 +445,8 @@ def _open(config: StudyConfig, stage: str, parameters: dict, inputs: dict) -> Ru
     shared = {
         "env": config.env,
         "seed": config.seed,
-        "describe": config.data.describe,
-        "observation_chars": config.data.observation_chars,
-        "code": code_digest(*CODE[stage]),
+        **_env_options(config),
+        "code": code_digest(*_modules(config.env, stage)),
     }
     return Run.open(paths.runs_dir(config.profile, config.env), stage, {**shared, **parameters}, inputs)
 

@@ -85,7 +85,7 @@ def reproduce(items: Sequence[Item], say=print) -> None:
             "source": _source_digest(source),
             "parameters": item.parameters,
             "settings": _config(item).flat(),
-            "code": runs.code_digest("", "envs"),
+            "code": runs.code_digest("", "envs", "experts"),
         }
         before = runs.read_json(record) if record.exists() else {}
         left = before.get("files", {})

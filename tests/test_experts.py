@@ -12,21 +12,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 
 import pytest
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.intercode_sql import InterCodeSQL
-from retroact_lib.experts import (
-    ChatExpert,
-    ChatExpertError,
-    ScriptedSQLExpert,
-    expert_for,
-    expert_trajectories,
-    stable_seed,
-)
-from retroact_lib.sql_mistakes import MISTAKES, Mistake, Query, describe, draw_mistake, normalise
+from retroact_lib.experts import expert_for, expert_trajectories
+from retroact_lib.experts.base import stable_seed
+from retroact_lib.experts.chat import ChatExpert, ChatExpertError
+from retroact_lib.experts.sql import ScriptedSQLExpert
+from retroact_lib.experts.sql_mistakes import MISTAKES, Mistake, Query, describe, draw_mistake, normalise
 
 TABLES = {
     "singer": [("Singer_ID", "int"), ("Name", "text"), ("Country", "text"), ("Age", "int")],
@@ -95,8 +92,14 @@ class ToyEnv(Env):
     def schema(self, db: str) -> dict:
         return TABLES
 
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
         return TASKS[:limit]
+
+    def world_of(self, task: Task) -> str:
+        return "toy"
+
+    def solution(self, task: Task) -> str:
+        return task.meta["gold"]
 
     def start(self, task: Task) -> Episode:
         return ToyEpisode(self, task)
@@ -160,7 +163,7 @@ def test_the_evaluator_decides(toy, monkeypatch):
     """A "slip" that answers the question is a success; a careful trial that it rejects is a failure."""
     gold = TASKS[0].meta["gold"]
     harmless = Mistake("harmless", gold + " AND 1 = 1", "did it my way", "do the same")
-    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: harmless)
+    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: harmless)
     (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[0], seed=1, mistake_rate=1.0).trials
     assert trial.success and trial.turns[-2].action == f"execute[{harmless.sql}]"
 
@@ -173,7 +176,7 @@ def test_the_evaluator_decides(toy, monkeypatch):
 def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     query = Query(TASKS[0].meta["gold"], TABLES)
     repeated = MISTAKES["repeated_error"](query, random.Random(0))
-    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: repeated)
+    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: repeated)
     first = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0).trials[0]
     assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[1:]}) == 1
     assert not first.success
@@ -181,7 +184,7 @@ def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     assert stopped.turns == first.turns[: len(stopped.turns)] and len(stopped.turns) == 3  # as a policy would be
 
     early = MISTAKES["submitted_early"](query, random.Random(0))
-    monkeypatch.setattr("retroact_lib.experts.draw_mistake", lambda *args, **kwargs: early)
+    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: early)
     trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0)
     assert [t.action for t in trajectory.trials[0].turns][-2:] == ["execute[DESC singer]", "submit"]
     assert [t.success for t in trajectory.trials] == [False, True]

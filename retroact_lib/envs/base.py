@@ -7,6 +7,7 @@ It never sees a model; agents reach it only through action strings such as ``exe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -54,6 +55,14 @@ class Env(ABC):
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     """Names accepted by `tasks`; no database, room or entity is shared between train, validation and test."""
+    written_splits: ClassVar[tuple[str, ...]] = ()
+    """Those of `splits` whose tasks people wrote; their families are never filtered."""
+    titles: ClassVar[dict[str, str]]
+    """Split -> what figures call it; of the splits that are evaluated."""
+    world: ClassVar[str]
+    """What a task is set in (``database``, ``room``): splits that are held out share none with training."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Fields of `config.DataConfig` that the constructor takes beside `data`, by the same names."""
     instruction: ClassVar[str]
     """The planner's instruction: the goal, the format, the actions."""
     max_steps: ClassVar[int]
@@ -62,11 +71,20 @@ class Env(ABC):
     """A trial is a success when its reward reaches this."""
 
     @abstractmethod
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
         """Tasks of a split, families interleaved, in an order fixed by `seed`; the first `limit` of them.
 
-        Raises ValueError for an unknown split or a limit that the split cannot meet.
+        Only those of `families`, if some are named. Raises ValueError for an unknown split or family, or a limit that
+        the split cannot meet.
         """
+
+    @abstractmethod
+    def world_of(self, task: Task) -> str:
+        """The database, room, ... that the task is set in."""
+
+    @abstractmethod
+    def solution(self, task: Task) -> str:
+        """What solves the task, for a person to read."""
 
     @abstractmethod
     def start(self, task: Task) -> Episode:

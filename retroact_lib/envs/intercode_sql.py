@@ -18,7 +18,7 @@ import tempfile
 import urllib.request
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -74,6 +74,7 @@ class InterCodeSQL(Env):
             ``ic_spider_dev.json``; it becomes the split ``official``. Its databases overlap with ``train``.
         describe: DESC answers with MySQL's six fields ("mysql"), with (Field, Type) ("compact"), or (Field,) ("names").
         observation_chars: observations are cut to this many characters.
+        max_columns: generated questions whose gold query uses more columns than this are left out; 0 keeps all.
         time_limit: seconds that one statement may take.
 
     Raises FileNotFoundError if the databases are not installed, ValueError for a bad argument.
@@ -81,6 +82,14 @@ class InterCodeSQL(Env):
 
     name: ClassVar[str] = "intercode_sql"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "real", "official")
+    written_splits: ClassVar[tuple[str, ...]] = ("real", "official")
+    titles: ClassVar[dict[str, str]] = {
+        "test": "unseen databases",
+        "real": "real questions",
+        "official": "official questions",
+    }
+    world: ClassVar[str] = "database"
+    options: ClassVar[tuple[str, ...]] = ("describe", "observation_chars", "max_columns")
     instruction: ClassVar[str] = (
         "Answer a question with a MySQL database. Write a Thought and an Action, then read the Observation.\n"
         "Actions: execute[SQL], such as execute[SHOW TABLES] or execute[DESC table]; "
@@ -93,6 +102,7 @@ class InterCodeSQL(Env):
         data: str | Path | None = None,
         describe: str = "mysql",
         observation_chars: int = 400,
+        max_columns: int = 0,
         time_limit: float = 2.0,
     ) -> None:
         if describe not in ("mysql", "compact", "names"):
@@ -104,13 +114,14 @@ class InterCodeSQL(Env):
         self.data = data
         self.describe = describe
         self.observation_chars = observation_chars
+        self.max_columns = max_columns
         self.time_limit = time_limit
         self._databases = load_databases()
         self._engines: dict[str, SqlDatabase] = {}
         self._golds: dict[tuple[str, str], list[Row]] = {}
         self._pools: dict[str, list[Task]] = {}
 
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0) -> list[Task]:
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
         """Tasks of a split, families and, within a family, databases in turn; see `Env.tasks`.
 
         The pool and the ids do not depend on `seed`, only the order does.
@@ -118,9 +129,23 @@ class InterCodeSQL(Env):
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r}: intercode_sql has {', '.join(self.splits)}.")
         pool = self._pool(split)
-        if limit is not None and not 0 <= limit <= len(pool):
-            raise ValueError(f"the split {split!r} has {len(pool)} tasks, so the limit cannot be {limit}.")
-        return _interleaved(pool, random.Random(f"{split}/{seed}"))[:limit]
+        order = _interleaved(pool, random.Random(f"{split}/{seed}"))
+        if unknown := set(families) - {task.family for task in pool}:
+            kinds = ", ".join(sorted({task.family for task in pool}))
+            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {kinds}.")
+        if families:
+            order = [task for task in order if task.family in families]
+        if self.max_columns and split not in self.written_splits:
+            order = [task for task in order if len(task.meta["columns"]) <= self.max_columns]
+        if limit is not None and not 0 <= limit <= len(order):
+            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
+        return order[:limit]
+
+    def world_of(self, task: Task) -> str:
+        return task.meta["db"]
+
+    def solution(self, task: Task) -> str:
+        return task.meta["gold"]
 
     def start(self, task: Task) -> SqlEpisode:
         """Open an episode. Raises ValueError if the task's database is unknown or its gold does not run."""

@@ -1,0 +1,215 @@
+"""ALFWorld (Shridhar et al. 2021): household tasks in text, played by the package's own TextWorld engine.
+
+Without data the games are generated households in the rooms that the package ships (`alfworld_games`); with it they are
+the official ones, read by the same loader. Observations are the engine's own words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from retroact_lib.envs import alfworld_games as games
+from retroact_lib.envs.alfworld_engine import Engine, GameFailed, Play
+from retroact_lib.envs.alfworld_games import TASK_TYPES, Blueprint
+from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.paths import cache_dir
+from retroact_lib.progress import progress
+from retroact_lib.runs import code_digest, write_text
+
+FOLDERS = {"train": "train", "validation": "train", "seen": "valid_seen", "test": "valid_unseen"}
+"""Split -> folder of the official data; its validation split is the games of ``train`` in rooms 27 to 30."""
+POOL = {"train": 2400, "validation": 480, "seen": 480, "test": 480}
+"""Generated games of a split; each is made when it is first asked for."""
+
+_THOUGHT = re.compile(r"think\s*:.*", re.I | re.S)
+_PUT = re.compile(r"(?:put|move|place) (.+?) (?:in/on|into|onto|in|on|to) (.+)")
+_BROKEN = "The game has stopped."
+
+
+@dataclass(frozen=True)
+class _Game:
+    """A game of a pool: generated (a blueprint) or official (a file)."""
+
+    id: str
+    task_type: str
+    source: Blueprint | Path
+
+
+class ALFWorld(Env):
+    """ALFWorld's six task types.
+
+    Args:
+        data: the folder ``json_2.1.1`` of the official games, or one above it; without it, generated households.
+        games_per_worker: games after which the process that plays them is replaced.
+
+    Raises ModuleNotFoundError where the packages are missing, ValueError for a folder without games.
+    """
+
+    name: ClassVar[str] = "alfworld"
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "seen")
+    titles: ClassVar[dict[str, str]] = {"test": "unseen rooms", "seen": "new tasks in the rooms of training"}
+    world: ClassVar[str] = "room"
+    instruction: ClassVar[str] = (
+        "Do a task in a household. Write a Thought and an Action, then read the Observation.\n"
+        "Actions: go to X, open X, close X, take O from X, move O to X, clean O with X, heat O with X, cool O with X, "
+        "use O, examine X, inventory, look."
+    )
+    max_steps: ClassVar[int] = 50
+
+    def __init__(self, data: str | Path | None = None, games_per_worker: int = 300) -> None:
+        self.engine = Engine(games_per_worker)
+        made = cache_dir() / "alfworld" / code_digest("envs/alfworld_games")[:10] / "json_2.1.1"
+        self._official_data = data is not None
+        self._root = made if data is None else _data_folder(Path(data))
+        self._pools: dict[str, list[_Game]] = {}
+        self._tasks: dict[str, Task] = {}
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
+        """Games of a split, task types in turn; see `Env.tasks`. Those that are not there yet are made first."""
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}: alfworld has {', '.join(self.splits)}.")
+        by_type: dict[str, list[_Game]] = {}
+        for game in self._pool(split):
+            by_type.setdefault(game.task_type, []).append(game)
+        unknown = set(families) - set(by_type)
+        if unknown:
+            raise ValueError(f"Unknown family {min(unknown)!r}; {split} has {', '.join(by_type)}.")
+        rng = random.Random(f"{split}/{seed}")
+        turns = [rng.sample(pool, len(pool)) for kind, pool in by_type.items() if not families or kind in families]
+        order = [turn[i] for i in range(max(map(len, turns), default=0)) for turn in turns if i < len(turn)]
+        if limit is not None and not 0 <= limit <= len(order):
+            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
+        wanted = order[:limit]
+        new = [game for game in wanted if game.id not in self._tasks]
+        for game in progress(new, f"ALFWorld {split}", "game"):
+            try:
+                self._tasks[game.id] = self._task(game)
+            except GameFailed as error:
+                raise ValueError(f"the game {game.id} cannot be played: {error}.") from None
+        return [self._tasks[game.id] for game in wanted]
+
+    def world_of(self, task: Task) -> str:
+        return task.meta["room"]
+
+    def solution(self, task: Task) -> str:
+        return ", ".join(self.walkthrough(task))
+
+    def start(self, task: Task) -> HouseholdEpisode:
+        """Open an episode. Raises ValueError if the task's game file is gone or does not load."""
+        return HouseholdEpisode(self.play(task))
+
+    def play(self, task: Task, expert: str | None = None, seed: int = 0) -> Play:
+        """The task's game in the engine, with an expert at its side if one is named."""
+        try:
+            return self.engine.open(self._file(task), expert, seed)
+        except GameFailed as error:
+            raise ValueError(f"task {task.id} cannot be played: {error}.") from None
+
+    def walkthrough(self, task: Task) -> list[str]:
+        """The commands that solve the task, as its game file has them."""
+        return games.walkthrough(self._file(task))
+
+    def _file(self, task: Task) -> Path:
+        file = self._root / task.meta["game"]
+        if not file.is_file():
+            raise ValueError(f"the game of task {task.id} is not at {file}.")
+        return file
+
+    def _pool(self, split: str) -> list[_Game]:
+        if split not in self._pools:
+            self._pools[split] = self._official(split) if self._official_data else self._generated(split)
+        return self._pools[split]
+
+    def _generated(self, split: str) -> list[_Game]:
+        each = POOL[split] // len(TASK_TYPES)
+        prints = [games.draw(split, kind, number) for number in range(each) for kind in TASK_TYPES]
+        return [_Game(f"{split}/{p.folder}", p.task_type, p) for p in prints]
+
+    def _official(self, split: str) -> list[_Game]:
+        """The games of a split; of ``train`` only those in rooms that validation does not have."""
+        folder = self._root / FOLDERS[split]
+        held = set(games.rooms("validation"))
+        return [
+            _Game(f"{split}/{file.parent.parent.name}/{file.parent.name}", task_type, file)
+            for file, task_type, room in games.collect(folder)
+            if folder.name != "train" or (room in held) == (split == "validation")
+        ]
+
+    def _task(self, game: _Game) -> Task:
+        """The task of a game, whose file is made if need be."""
+        file = game.source
+        if isinstance(game.source, Blueprint):
+            file = games.make(game.source, self._root / FOLDERS[game.source.split], self.engine)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        meta = {
+            "game": file.relative_to(self._root).as_posix(),
+            "room": file.parent.parent.name.rsplit("-", 1)[-1],
+            "digest": digest,
+            **games.goal(file),
+        }
+        return Task(game.id, self._question(file, digest), game.task_type, meta)
+
+    def _question(self, file: Path, digest: str) -> str:
+        """What the game says first, without its greeting; remembered, because loading a game takes long."""
+        kept = cache_dir() / "alfworld" / "questions" / f"{digest}.txt"
+        if not kept.is_file():
+            play = self.engine.open(file)
+            play.close()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, "\n".join(play.intro.strip().split("\n\n")[1:]))
+        return kept.read_text(encoding="utf-8")
+
+
+class HouseholdEpisode(Episode):
+    """One trial: `step` never raises, whatever the agent writes."""
+
+    def __init__(self, play: Play) -> None:
+        self._play = play
+        self._last: Step | None = None
+
+    def step(self, action: str) -> Step:
+        """Carry out a command, in ALFWorld's present wording or the older one; steps after the end repeat it.
+
+        ``think: ...`` is answered by ``OK.``, and what is no command here by ``Nothing happens.``
+        """
+        if self._last is not None:
+            return self._last
+        if _THOUGHT.fullmatch(action.strip()):
+            return Step("OK.")
+        command = " ".join(action.lower().replace("\x00", "").split()).strip(" .\"'`")
+        if put := _PUT.fullmatch(command):
+            command = f"move {put[1]} to {put[2]}"
+        try:
+            observation, won = self._play.step(command)
+        except GameFailed as error:
+            warnings.warn(f"An episode is over without success: {error}.", stacklevel=2)
+            observation, won = _BROKEN, False
+            self._last = Step(observation, True, 0.0)
+        if won:
+            self._last = Step(observation, True, 1.0)
+        return self._last or Step(observation)
+
+    def reward(self) -> float:
+        """1 if the game is won, else 0."""
+        return self._last.reward if self._last else 0.0
+
+    def close(self) -> None:
+        self._play.close()
+
+
+def _data_folder(given: Path) -> Path:
+    """The folder that holds train, valid_seen and valid_unseen. Raises ValueError if there is none."""
+    for folder in (given, given / "json_2.1.1"):
+        if any((folder / name).is_dir() for name in FOLDERS.values()):
+            return folder.absolute()
+    raise ValueError(
+        f"{given} holds no ALFWorld games: expected json_2.1.1 with train, valid_seen and valid_unseen, as "
+        "alfworld-download leaves it."
+    )

@@ -1,0 +1,191 @@
+"""Many ALFWorld games at once, played by worker processes that may die.
+
+A game is deterministic, so what a dead worker held is opened again in the next one and its commands are repeated: a
+death costs that time and no episode. Workers are replaced after `games_per_worker` games, because they grow with each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+ANSWER_SECONDS = 120.0
+"""A worker that takes longer for one answer is taken for dead."""
+DEATHS = 2
+"""After so many workers have died of the same command, the game itself is to blame."""
+
+
+class WorkerDied(RuntimeError):
+    """The worker process ended, or did not answer in time."""
+
+
+class GameFailed(RuntimeError):
+    """The game cannot be played: it does not load, or kills its workers."""
+
+
+def require_packages() -> None:
+    """Raises ModuleNotFoundError with the remedy where ALFWorld or TextWorld's planner is not installed."""
+    for name in ("alfworld", "textworld", "fast_downward"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"ALFWorld needs the package {name}: run `pip install -e .[alfworld]` (it compiles; gcc, g++, make and "
+                "cmake must be there)."
+            )
+
+
+class Worker:
+    """One process of `alfworld_worker`. `stock` leaves the packages as they are, without any cache."""
+
+    def __init__(self, stock: bool = False) -> None:
+        command = [sys.executable, "-m", "retroact_lib.envs.alfworld_worker", *(["--stock"] if stock else [])]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )
+        self.opened = 0
+        self.open = 0
+        """Games opened so far, and open now."""
+        self._buffer = b""
+
+    def ask(self, **request) -> dict:
+        """One answer. Raises WorkerDied, or GameFailed with the worker's own words."""
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            answer = json.loads(self._line())
+        except OSError:
+            raise WorkerDied(f"the game process ended with code {self.process.wait()}") from None
+        except BaseException:  # interrupted between question and answer: the next answer would be a stale one
+            self.process.kill()
+            self.process.wait()
+            raise
+        if "error" in answer:
+            raise GameFailed(answer["error"])
+        return answer
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_SECONDS)
+            if not ready:
+                raise WorkerDied(f"the game process gave no answer for {ANSWER_SECONDS:.0f} seconds")
+            part = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not part:
+                raise WorkerDied(f"the game process ended with code {self.process.wait()}")
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+class Engine:
+    """Opens games; keeps one worker for new ones and, until their last game closes, the workers before it."""
+
+    def __init__(self, games_per_worker: int = 300, stock: bool = False) -> None:
+        if games_per_worker < 1:
+            raise ValueError(f"games_per_worker must be at least 1, not {games_per_worker}.")
+        require_packages()
+        self.games_per_worker, self.stock = games_per_worker, stock
+        self._worker: Worker | None = None
+
+    def open(self, game: Path | str, expert: str | None = None, seed: int = 0) -> Play:
+        """Start the game in the file `game` (``game.tw-pddl``), with an expert at its side if one is named.
+
+        Raises GameFailed if it cannot be loaded. The planner searches blindly: it may take minutes in a large room.
+        """
+        return Play(self, str(game), expert, seed)
+
+    def worker(self) -> Worker:
+        """The worker that opens the next game."""
+        worker = self._worker
+        if worker is None or worker.opened >= self.games_per_worker or worker.process.poll() is not None:
+            self.close()
+            self._worker = worker = Worker(self.stock)
+        return worker
+
+    def close(self) -> None:
+        """Let go of the present worker; it stops with its last game."""
+        if self._worker is not None and not self._worker.open:
+            self._worker.stop()
+        self._worker = None
+
+    def release(self, worker: Worker) -> None:
+        """A game of `worker` was closed."""
+        worker.open -= 1
+        if worker is not self._worker and not worker.open:
+            worker.stop()
+
+
+class Play:
+    """One game being played. `intro` is the game's first text."""
+
+    def __init__(self, engine: Engine, game: str, expert: str | None, seed: int) -> None:
+        self._engine, self._game, self._expert, self._seed = engine, game, expert, seed
+        self._past: list[dict] = []
+        """What was asked so far and changed the game or its expert."""
+        self._worker: Worker | None = None
+        self.intro = self._ask(None)["text"]
+
+    def step(self, command: str) -> tuple[str, bool]:
+        """(observation, whether the game is won). A command that the game does not know changes nothing."""
+        answer = self._ask({"do": "step", "command": command}, lasting=True)
+        return answer["text"], answer["won"]
+
+    def advise(self) -> str | None:
+        """The expert's next command; None when it knows none."""
+        return self._ask({"do": "advise"}, lasting=True)["command"]
+
+    def commands(self) -> list[str]:
+        """All commands that do something now, sorted."""
+        return self._ask({"do": "commands"})["commands"]
+
+    def close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            try:
+                worker.ask(do="close", id=self._id)
+            except (WorkerDied, GameFailed):
+                pass
+            self._engine.release(worker)
+
+    def _ask(self, request: dict | None, lasting: bool = False) -> dict:
+        """An answer about this game, from a new worker after a death. None opens the game."""
+        for death in range(1, DEATHS + 1):
+            try:
+                opened = self._reopen() if self._worker is None else {}
+                if request is None:
+                    return opened
+                answer = self._worker.ask(id=self._id, **request)
+                self._past += [request] if lasting else []
+                return answer
+            except WorkerDied as error:
+                if self._worker is not None:
+                    self._engine.release(self._worker)
+                    self._worker = None
+                if death == DEATHS:
+                    raise GameFailed(f"{self._game}: {error}, {DEATHS} times at {request or 'its start'}") from None
+                warnings.warn(f"A game process died ({error}); its games are repeated in a new one.", stacklevel=4)
+
+    def _reopen(self) -> dict:
+        """Open the game in the engine's present worker and repeat what was asked so far."""
+        worker = self._engine.worker()
+        answer = worker.ask(do="open", game=self._game, expert=self._expert, seed=self._seed)
+        worker.opened += 1
+        worker.open += 1
+        self._worker, self._id = worker, answer["id"]
+        for request in self._past:
+            worker.ask(id=self._id, **request)
+        return answer

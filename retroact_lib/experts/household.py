@@ -1,0 +1,314 @@
+"""The expert for ALFWorld: the package's handcoded one with thoughts, slips as people make them, and second attempts.
+
+The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
+over at any step. A slip is what the hasty do: put the thing away unwashed, take another thing, bring it to another
+place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around, because a
+household has no way to hand in an answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from retroact_lib.envs.alfworld_engine import GameFailed
+from retroact_lib.envs.alfworld_games import accepts, affords
+from retroact_lib.envs.base import Env, Task
+from retroact_lib.experts.base import Expert, Session, Steps
+from retroact_lib.trajectories import Trial
+
+TOOLS = {
+    "pick_clean_then_place_in_recep": ("clean", "sinkbasin"),
+    "pick_heat_then_place_in_recep": ("heat", "microwave"),
+    "pick_cool_then_place_in_recep": ("cool", "fridge"),
+}
+"""Task type -> what is to be done to the object, and the receptacle that does it."""
+
+SLIPS = {
+    "pick_and_place_simple": ("wrong_object", "wrong_place", "wandered"),
+    "look_at_obj_in_light": ("wrong_object", "empty_hands", "wandered"),
+    "pick_clean_then_place_in_recep": ("forgot_state", "forgot_state", "wrong_object", "wrong_place", "wandered"),
+    "pick_heat_then_place_in_recep": ("forgot_state", "forgot_state", "wrong_object", "wrong_place", "wandered"),
+    "pick_cool_then_place_in_recep": ("forgot_state", "forgot_state", "wrong_object", "wrong_place", "wandered"),
+    "pick_two_obj_and_place": ("one_only", "one_only", "wrong_place", "wandered"),
+}
+"""Task type -> the slips that are drawn from, the likely ones twice."""
+
+_THING = re.compile(r"\ban? ([a-z]+ \d+)")
+_SEARCH = ("There is no {t} here. I look in {x}.", "No {t} yet. Next I check {x}.")
+_STANDS = ("desk", "sidetable", "dresser", "coffeetable", "diningtable", "shelf")
+_REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
+
+
+class HouseholdExpert(Expert):
+    """Plays by the package's handcoded expert; after a failed trial it goes straight to what it has seen."""
+
+    def session(
+        self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int
+    ) -> Session:
+        for name in ("target", "game"):
+            if not isinstance(task.meta.get(name), str):
+                raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the household expert needs")
+        return _HouseholdSession(env, task, rng, mistake_rate)
+
+
+class _HouseholdSession(Session):
+    def __init__(self, env: Env, task: Task, rng: random.Random, mistake_rate: float) -> None:
+        self.env, self.task, self.rng = env, task, rng
+        self.target, self.place, self.lamp = (task.meta[name] for name in ("target", "place", "lamp"))
+        self.verb, self.tool = TOOLS.get(task.family, ("", ""))
+        self.rooms = _THING.findall(task.question.partition("Your task is to")[0])
+        """The receptacles, as the game names them."""
+        self.slip = rng.choice(SLIPS[task.family]) if rng.random() < mistake_rate else ""
+        self.did = self.plan = ""
+        self.found = ""
+        """``take O from X`` of the first target seen."""
+        self.lost = False
+        """The last trial found nothing: the next one knows the way."""
+
+    def attempt(self, reflections: list[str]) -> Steps:
+        slip, self.slip = self.slip, ""
+        self.did = self.plan = ""
+        trial = _Trial(self)
+        try:
+            yield from trial.run(slip, bool(reflections))
+        finally:
+            trial.guide.close()
+            self.found = self.found or trial.found
+            self.lost = not self.did
+            if self.lost:
+                self.did, self.plan = trial.aimless()
+
+    def reflect(self, trial: Trial) -> str:
+        return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
+
+    def aim(self) -> str:
+        """The task in the expert's words."""
+        if self.lamp:
+            return f"find a {self.target}, take it and turn on a {self.lamp}"
+        if self.task.family == "pick_two_obj_and_place":
+            return f"put two {self.target}s in a {self.place}, one after the other"
+        change = f"{self.verb} it with a {self.tool} and " if self.verb else ""
+        return f"find a {self.target}, {change}put it in a {self.place}"
+
+
+class _Trial:
+    """One attempt. The guide is a game of its own, with the handcoded expert, that is sent the same commands."""
+
+    def __init__(self, session: _HouseholdSession) -> None:
+        self.of = session
+        seed = session.rng.getrandbits(31)
+        self.guide = session.env.play(session.task, "handcoded", seed)  # type: ignore[attr-defined]
+        self.seen = ""
+        self.here = ""
+        self.held = ""
+        self.changed = False
+        self.placed = 0
+        self.visited: list[str] = []
+        self.found = ""
+        self.opening = f"I need to {session.aim()}. "
+        self.advised = False
+
+    def run(self, slip: str, again: bool) -> Steps:
+        of = self.of
+        if slip == "wandered":
+            yield from self._wander()
+            return
+        if slip == "empty_hands":
+            yield from self._light_first()
+            return
+        if of.lost and not slip:
+            for command in of.env.walkthrough(of.task):  # type: ignore[attr-defined]
+                yield from self._do(self._reason(command), command)
+        elif again and of.found and not slip:
+            yield from self._fetch(of.found)
+        while (command := self._advice()) is not None:
+            if slip and (departs := self._departure(slip, command)):
+                yield from departs
+                return
+            yield from self._do(self._reason(command), command)
+
+    # ---- slips
+
+    def _departure(self, slip: str, command: str) -> Steps | None:
+        """The slip's own course, if it begins where the guide would give `command`."""
+        of, verb = self.of, command.split()[0]
+        if slip == "wrong_object" and verb == "take":
+            others = [o for o in _THING.findall(self.seen) if self._alike(o.split()[0])]
+            return self._wrong_object(command, of.rng.choice(others)) if others else self._wander()
+        if slip == "forgot_state" and self.held and not self.changed and verb in ("go", of.verb):
+            return self._unchanged()
+        if slip == "wrong_place" and self.held and verb == "go" and (self.changed or not of.verb):
+            kind = self.held.split()[0]
+            others = [x for x in of.rooms if x.split()[0] != of.place and accepts(x.split()[0], kind)]
+            return self._wrong_place(of.rng.choice(others)) if others else self._wander()
+        if slip == "one_only" and self.placed:
+            return self._one_only()
+        return None
+
+    def _wrong_object(self, command: str, other: str) -> Steps:
+        of, place = self.of, command.split(" from ")[1]
+        self.found = command
+        of.did = f"took the {other} instead of a {of.target}"
+        of.plan = f"take the {_object(command)} from the {place}, and look at its name before I go on"
+        yield from self._do(f"I take the {other}.", f"take {other} from {place}")
+        if of.verb:
+            tool = self._first(of.tool)
+            yield from self._do(f"I {of.verb} it next, at the {tool}.", f"go to {tool}")
+            yield from self._do(f"I {of.verb} the {other}.", f"{of.verb} {other} with {tool}")
+        if of.place:
+            yield from self._put(other, self._first(of.place))
+        else:
+            yield from self._light()
+        yield from self._done()
+
+    def _alike(self, kind: str) -> bool:
+        """Whether another thing can be taken for the target: all that is to be done can be done with it."""
+        of = self.of
+        if kind in (of.target, "desklamp", "floorlamp"):
+            return False
+        return (not of.verb or affords(of.tool, kind)) and (bool(of.lamp) or accepts(of.place, kind))
+
+    def _unchanged(self) -> Steps:
+        of = self.of
+        of.did = f"put the {self.held} away without using the {of.tool} to {of.verb} it"
+        of.plan = f"{self._where()}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        yield from self._put(self.held, self._first(of.place))
+        yield from self._done()
+
+    def _wrong_place(self, place: str) -> Steps:
+        of = self.of
+        of.did = f"brought the {self.held} to the {place} instead of a {of.place}"
+        of.plan = f"{self._where()} and bring it to the {self._first(of.place)}"
+        yield from self._put(self.held, place)
+        yield from self._done()
+
+    def _one_only(self) -> Steps:
+        of = self.of
+        of.did = f"put only one {of.target} in the {of.place} and stopped"
+        of.plan = f"{self._where()}, put it in the {self._first(of.place)}, then look for another {of.target}"
+        yield from self._done()
+
+    def _light_first(self) -> Steps:
+        """Find the lamp, turn it on, and think that this was the task."""
+        of = self.of
+        yield from self._light()
+        of.did = f"turned on the {of.lamp} without a {of.target} in my hands"
+        of.plan = f"take a {of.target} first and then use the {of.lamp} on the {self.here}"
+        yield from self._done()
+
+    def _light(self) -> Steps:
+        """Look for the lamp, likely places first, and turn it on."""
+        of = self.of
+        for place in sorted(of.rooms, key=lambda x: x.split()[0] not in _STANDS):
+            yield from self._do(f"I look for a {of.lamp} in {place}.", f"go to {place}")
+            if lamps := [o for o in _THING.findall(self.seen) if o.startswith(of.lamp)]:
+                yield from self._do(f"I turn on the {lamps[0]}.", f"use {lamps[0]}")
+                return
+
+    def _wander(self) -> Steps:
+        """Walk between two places that were looked at already, until the trial ends."""
+        pair = self.of.rng.sample(self.of.rooms, 2)
+        while True:
+            for place in pair:
+                yield from self._do(f"Maybe the {self.of.target} is in {place}.", f"go to {place}")
+
+    def aimless(self) -> tuple[str, str]:
+        """What went wrong when nothing else did: the trial was over too soon."""
+        of = self.of
+        route = of.env.walkthrough(of.task)  # type: ignore[attr-defined]
+        first = route[0].removeprefix("go to ") if route else "every place once"
+        return f"did not manage to {of.aim()} in time", f"look in {first} first and visit no place twice"
+
+    # ---- parts of a trial
+
+    def _advice(self) -> str | None:
+        self.advised = True
+        try:
+            return self.guide.advise()
+        except GameFailed:
+            return None
+
+    def _do(self, thought: str, command: str) -> Steps:
+        """One step: say, do, and remember what it changed."""
+        if not self.advised:
+            self._advice()  # the guide keeps its own account of what it sees
+        thought, self.opening = self.opening + thought, ""
+        self.seen = yield thought, command
+        self.advised = False
+        try:
+            self.guide.step(command)
+        except GameFailed:  # the trial goes on as long as it needs no advice
+            pass
+        if self.seen == "Nothing happens.":
+            return
+        verb, _, rest = command.partition(" ")
+        if verb == "go":
+            self.here = rest.removeprefix("to ")
+            self.visited.append(self.here)
+        elif verb == "take":
+            self.held = _object(command)
+            self.found = self.found or (command if self.held.split()[0] == self.of.target else "")
+        elif verb == "move":
+            self.held, self.changed, self.placed = "", False, self.placed + 1
+        elif verb == self.of.verb:
+            self.changed = True
+
+    def _fetch(self, take: str) -> Steps:
+        """Go straight to the thing of the last trial."""
+        thing, place = _object(take), take.split(" from ")[1]
+        yield from self._do(f"I know where the {thing} is.", f"go to {place}")
+        yield from self._open(place)
+        yield from self._do(f"Here is the {thing}. I take it.", take)
+
+    def _put(self, thing: str, place: str) -> Steps:
+        if self.here != place:
+            yield from self._do(f"I bring the {thing} to {place}.", f"go to {place}")
+        yield from self._open(place)
+        yield from self._do(f"I put the {thing} there.", f"move {thing} to {place}")
+
+    def _open(self, place: str) -> Steps:
+        if f"{place} is closed" in self.seen:
+            yield from self._do(f"The {place} is closed. I open it.", f"open {place}")
+
+    def _done(self) -> Steps:
+        """Nothing is left to do, as the hasty see it."""
+        while True:
+            yield from self._do("The task is done. I look around.", "look")
+
+    def _reason(self, command: str) -> str:
+        """Why the guide gives this command."""
+        of, (verb, _, rest) = self.of, command.partition(" ")
+        place = rest.removeprefix("to ")
+        if verb == "go" and self.held:
+            if of.verb and not self.changed:
+                return f"Now I {of.verb} it. I go to {place}."
+            return f"I look for a {of.lamp} at {place}." if of.lamp else f"I bring it to {place}."
+        if verb == "go":
+            if not self.visited:
+                return f"A {of.target} may be in {place}."
+            if f" {of.target} " in self.seen or self.placed:
+                return f"I look for another {of.target}, in {place}."
+            return of.rng.choice(_SEARCH).format(t=of.target, x=place)
+        if verb == "open":
+            return f"The {place} is closed. I open it."
+        if verb == "take":
+            return f"Here is the {_object(command)}. I take it."
+        if verb == "move":
+            return f"I put the {self.held} there."
+        if verb == "use":
+            return f"I turn on the {rest} and look at the {self.held}."
+        return f"I {verb} the {self.held}." if verb == of.verb else "I look closer."
+
+    def _first(self, kind: str) -> str:
+        """The first receptacle of a class that the game names."""
+        return next((x for x in self.of.rooms if x.split()[0] == kind), kind)
+
+    def _where(self) -> str:
+        """``take the mug 1 from the countertop 2``, of the first target that was taken."""
+        return "take the " + self.found.removeprefix("take ").replace(" from ", " from the ")
+
+
+def _object(command: str) -> str:
+    """``mug 1`` of ``take mug 1 from countertop 2``."""
+    return " ".join(command.split()[1:3])

@@ -1,0 +1,320 @@
+"""ALFWorld: the real engine on generated households, the loader, worker processes, and the expert."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("fast_downward", reason="the extra [alfworld] is not installed")
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st
+
+from retroact_lib.envs import alfworld_games as games  # noqa: E402
+from retroact_lib.envs.alfworld import POOL, ALFWorld  # noqa: E402
+from retroact_lib.envs.alfworld_engine import Engine, GameFailed  # noqa: E402
+from retroact_lib.experts import expert_for, household  # noqa: E402
+
+TYPES = tuple(games.TASK_TYPES)
+SLIP_SAYS = {
+    "wrong_object": "instead of a",
+    "wrong_place": "instead of a",
+    "forgot_state": "without using",
+    "one_only": "put only one",
+    "empty_hands": "in my hands",
+    "wandered": "did not manage",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One generated game of each type, in ALFWorld's own folders."""
+    folder, engine = tmp_path_factory.mktemp("alfworld") / "json_2.1.1", Engine()
+    for number, kind in enumerate(TYPES):
+        games.make(games.draw("train", kind, number), folder / "train", engine)
+    games.make(games.draw("seen", TYPES[0], 0), folder / "valid_seen", engine)
+    games.make(games.draw("test", TYPES[1], 0), folder / "valid_unseen", engine)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def env(data):
+    return ALFWorld(data=data)
+
+
+def walkthrough(task, data):
+    return json.loads((data / task.meta["game"]).read_text())["walkthrough"]
+
+
+# ------------------------------------------------------------------------------------------------- generated games
+
+
+def test_pools_are_large_enough_and_share_no_room():
+    assert POOL["train"] >= 240 and POOL["seen"] >= 60 and POOL["test"] >= 60
+    drawn = {split: [games.draw(split, kind, i) for kind in TYPES for i in range(20)] for split in POOL}
+    used = {split: {blueprint.room for blueprint in found} for split, found in drawn.items()}
+    assert not used["train"] & used["validation"] and not (used["train"] | used["validation"]) & used["test"]
+    assert used["seen"] <= set(games.rooms("train")) and len(used["train"]) > 30
+    folders = [blueprint.folder for blueprint in drawn["train"] + drawn["seen"]]
+    assert len(set(drawn["train"])) == len(drawn["train"]) and len(set(folders)) > 200
+
+
+def test_a_game_is_the_same_under_every_hash_seed():
+    program = (
+        "import json\n"
+        "from retroact_lib.envs import alfworld_games as g\n"
+        "prints = [g.draw(s, k, i) for s in ('train', 'test') for k in g.TASK_TYPES for i in range(3)]\n"
+        "print(json.dumps([[p.folder, g.household(p)] for p in prints], sort_keys=True))"
+    )
+    texts = set()
+    for seed in ("0", "1", "77"):
+        run = subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True
+        )
+        texts.add(hashlib.sha256(run.stdout).hexdigest())
+    assert len(texts) == 1
+
+
+def test_every_walkthrough_wins(env, data):
+    tasks = env.tasks("train")
+    assert [task.family for task in tasks] == list(dict.fromkeys(task.family for task in tasks)) and len(tasks) == 6
+    for task in tasks:
+        episode, commands = env.start(task), walkthrough(task, data)
+        steps = [episode.step(command) for command in commands]
+        assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True], task.id
+        assert steps[-1].reward == episode.reward() == 1.0
+        assert episode.step("look") == steps[-1]
+        episode.close()
+
+
+def test_what_the_task_is_about_does_not_lie_where_it_belongs():
+    for kind in TYPES:
+        for number in range(20):
+            blueprint = games.draw("train", kind, number)
+            here = games.room(blueprint.room)
+            placed = games._furnish(blueprint, here, games.random.Random(0))
+            kinds = dict(here.receptacles)
+            assert all(kinds[r] != blueprint.place for _, thing, r in placed if thing == blueprint.target)
+            assert sum(thing == blueprint.target for _, thing, _ in placed) >= 1 + (kind == "pick_two_obj_and_place")
+
+
+# ---------------------------------------------------------------------------------------------------------- loader
+
+
+def test_the_loader_takes_what_the_package_takes(data, tmp_path):
+    """Our list of games is `AlfredTWEnv`'s own, on a folder with everything that either leaves out."""
+    source = next(file for file, _, _ in games.collect(data / "train"))
+    for name, change in {
+        "pick_and_place_simple-Mug-None-Shelf-9": {},
+        "pick_and_place_with_movable_recep-Mug-Bowl-Shelf-9": {"task_type": "pick_and_place_with_movable_recep"},
+        "pick_and_place_simple-AppleSliced-None-Shelf-9": {},
+        "pick_and_place_simple-Cup-None-Shelf-9": {"solvable": False},
+        "pick_and_place_simple-Pen-None-Shelf-9": {"task_type": "something_else"},
+    }.items():
+        trial = tmp_path / "train" / name / "trial_T1"
+        trial.mkdir(parents=True)
+        for file in (source.with_name(games.TASK_FILE), source):
+            content = json.loads(file.read_text())
+            content.update({key: value for key, value in change.items() if key in content})
+            (trial / file.name).write_text(json.dumps(content))
+    empty = tmp_path / "train" / "pick_and_place_simple-Egg-None-Shelf-9" / "trial_T1"
+    empty.mkdir(parents=True)
+    (empty / games.TASK_FILE).write_text((source.with_name(games.TASK_FILE)).read_text())
+    program = (
+        "import sys, json\n"
+        "from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv\n"
+        "config = {'env': {'goal_desc_human_anns_prob': 0, 'task_types': [1, 2, 3, 4, 5, 6]},\n"
+        "          'dataset': {'data_path': sys.argv[1], 'num_train_games': 0}}\n"
+        "print(json.dumps(AlfredTWEnv(config).game_files))"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
+    theirs = json.loads(run.stdout.splitlines()[-1])
+    ours = [str(file) for file, _, _ in games.collect(tmp_path / "train")]
+    assert (
+        sorted(theirs) == ours == [str(tmp_path / "train/pick_and_place_simple-Mug-None-Shelf-9/trial_T1/game.tw-pddl")]
+    )
+
+
+def test_official_splits_and_missing_data(env, data, tmp_path):
+    assert [task.family for task in env.tasks("seen")] == [TYPES[0]] and len(env.tasks("test")) == 1
+    assert env.tasks("validation") == []
+    with pytest.raises(ValueError, match="has 1 such tasks, so the limit cannot be 2"):
+        env.tasks("seen", 2)
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        env.tasks("dev")
+    with pytest.raises(ValueError, match="Unknown family 'fly'"):
+        env.tasks("train", families=["fly"])
+    with pytest.raises(ValueError, match="holds no ALFWorld games"):
+        ALFWorld(data=tmp_path)
+    broken = tmp_path / "train" / "pick_and_place_simple-Mug-None-Shelf-9" / "trial_T1"
+    broken.mkdir(parents=True)
+    (broken / games.TASK_FILE).write_text("{")
+    (broken / games.GAME_FILE).write_text("{}")
+    with pytest.raises(ValueError, match="traj_data.json is not JSON"):
+        ALFWorld(data=tmp_path).tasks("train")
+
+
+def test_older_games_say_put(env, data, tmp_path):
+    """The grammar travels with a game: one worded as the first release is played by either word."""
+    task = env.tasks("train", families=["pick_and_place_simple"])[0]
+    source = data / task.meta["game"]
+    trial = tmp_path / "train" / source.parent.parent.name / "trial_old"
+    trial.mkdir(parents=True)
+    (trial / games.TASK_FILE).write_text(source.with_name(games.TASK_FILE).read_text())
+    game = json.loads(source.read_text())
+    game["grammar"] = game["grammar"].replace('template :: "move {o} to {r}"', 'template :: "put {o} in/on {r}"')
+    (trial / games.GAME_FILE).write_text(json.dumps(game))
+    old = ALFWorld(data=tmp_path)
+    (older,) = old.tasks("train")
+    assert older.question == task.question
+    for which, its in ((old, older), (env, task)):
+        for word in ("move {} to {}", "put {} in/on {}", "put {} in {}", "Put {} on {}."):
+            episode = which.start(its)
+            for command in walkthrough(task, data)[:-1]:
+                episode.step(command)
+            thing, place = walkthrough(task, data)[-1].removeprefix("move ").split(" to ")
+            assert episode.step(word.format(thing, place)).reward == 1.0, word
+            episode.close()
+
+
+# --------------------------------------------------------------------------------------------------------- episodes
+
+
+def test_observations_are_the_engines_words(env):
+    task = env.tasks("train")[0]
+    assert task.question.startswith("You are in the middle of a room. Looking quickly around you, you see a ")
+    assert "\nYour task is to: " in task.question and "UNKNOWN" not in task.question
+    episode = env.start(task)
+    assert episode.step("think: where is it?").observation == "OK."
+    assert episode.step("inventory").observation == "You are not carrying anything."
+    assert episode.step("fly to the moon").observation == "Nothing happens."
+    assert episode.step("").observation == "Nothing happens."
+    first = household._THING.findall(task.question)[0]
+    assert episode.step(f"Go to {first}.").observation.startswith(f"You arrive at {first}. ")
+    assert episode.reward() == 0.0
+    episode.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=80))
+def test_no_text_of_an_agent_ends_a_game(open_episode, text):
+    step = open_episode.step(text)
+    assert isinstance(step.observation, str) and not step.done
+
+
+@pytest.fixture(scope="module")
+def open_episode(env):
+    episode = env.start(env.tasks("train")[0])
+    yield episode
+    assert "carrying" in episode.step("inventory").observation
+    episode.close()
+
+
+# ----------------------------------------------------------------------------------------------------- the processes
+
+
+def trace(engine, file, commands):
+    play, seen = engine.open(file), []
+    seen.append((play.intro, play.commands()))
+    for command in commands:
+        seen.append((*play.step(command), play.commands()))
+    play.close()
+    return seen
+
+
+def test_caching_leaves_every_trace_as_it_was(env, data):
+    """Texts, wins and admissible commands of the packages as they are, and of ours."""
+    stock, ours, records = Engine(stock=True), Engine(), 0
+    for task in env.tasks("train")[:3]:
+        file, commands = data / task.meta["game"], walkthrough(task, data)
+        commands = ["look", "inventory", "nonsense", *commands[:-1], "inventory", "look", commands[-1]]
+        theirs = trace(stock, file, commands)
+        assert trace(ours, file, commands) == theirs == trace(ours, file, commands)
+        records += len(theirs)
+    assert records > 20
+
+
+def test_a_dead_worker_costs_no_episode(env, data):
+    task = env.tasks("train")[2]
+    commands = walkthrough(task, data)
+    whole = trace(env.engine, data / task.meta["game"], commands)
+    for expert in (None, "handcoded"):
+        play = env.play(task, expert)
+        for number, command in enumerate(commands):
+            if number in (2, 3):
+                os.kill(play._worker.process.pid, signal.SIGKILL)
+                if number == 3:
+                    play._worker.process.wait()  # dead before it is asked, not while it is
+                with pytest.warns(UserWarning, match="A game process died"):
+                    answer = play.step(command)
+            else:
+                answer = play.step(command)
+            assert answer == whole[number + 1][:2]
+        play.close()
+
+
+def test_a_game_that_kills_its_workers_ends_its_episode(env, monkeypatch):
+    episode = env.start(env.tasks("train")[0])
+    monkeypatch.setattr(type(env.engine), "worker", lambda self: (_ for _ in ()).throw(GameFailed("no more workers")))
+    os.kill(episode._play._worker.process.pid, signal.SIGKILL)
+    with pytest.warns(UserWarning, match="over without success"):
+        step = episode.step("look")
+    assert step.done and step.reward == episode.reward() == 0.0
+    assert episode.step("inventory") == step
+    episode.close()
+
+
+def test_workers_are_recycled(data):
+    engine = Engine(games_per_worker=2)
+    file = next(file for file, _, _ in games.collect(data / "train"))
+    plays = [engine.open(file) for _ in range(5)]
+    pids = [play._worker.process.pid for play in plays]
+    assert sorted(Counter(pids).values()) == [1, 2, 2]
+    first = plays[0]._worker.process
+    assert {play.step("look") for play in plays} == {plays[0].step("look")}
+    for play in plays:
+        play.close()
+    assert first.poll() is not None
+    with pytest.raises(ValueError, match="at least 1"):
+        Engine(games_per_worker=0)
+
+
+def test_a_game_that_does_not_load_says_so(env, tmp_path):
+    file = tmp_path / games.GAME_FILE
+    file.write_text(json.dumps({"pddl_domain": "(", "pddl_problem": "(", "grammar": ""}))
+    with pytest.raises(GameFailed):
+        env.engine.open(file)
+
+
+# ------------------------------------------------------------------------------------------------------- the expert
+
+
+def test_the_handcoded_expert_solves_every_type(env):
+    """Pick-two included, which the package's own words for putting defeat."""
+    for task in env.tasks("train"):
+        trajectory = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0, max_steps=50)
+        assert trajectory.trials[0].success, str(trajectory)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_slips_fail_and_are_mended(env, kind, monkeypatch):
+    task = env.tasks("train", families=[kind])[0]
+    for slip in sorted(set(household.SLIPS[kind])):
+        monkeypatch.setitem(household.SLIPS, kind, (slip,))
+        done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_repeats=3)
+        first, second = done.trials
+        assert not first.success and second.success and SLIP_SAYS[slip] in done.reflections[0].text, f"{slip}\n{done}"
+        assert done == expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_repeats=3)
+
+
+def test_an_expert_needs_a_household_task(env):
+    task = env.tasks("train")[0]
+    with pytest.raises(ValueError, match="no text 'target' in its meta"):
+        expert_for(env).demonstrate(env, type(task)("x", "q", TYPES[0]))
