@@ -1,7 +1,7 @@
 # RetroAct. `make` alone lists the targets.
 #
-# Needs Python 3.11 (or 3.12, 3.13) and make. Without an active environment everything goes into .venv; inside an
-# activated virtual or conda environment (not conda's base) that one is used.
+# Needs Python 3.11 (or 3.12, 3.13) and make; for ALFWorld also gcc and g++. Without an active environment everything
+# goes into .venv; inside an activated virtual or conda environment (not conda's base) that one is used.
 
 # Set these on the command line, e.g.: make reproduce PROFILE=smoke SEEDS="0 1"
 PROFILE     = laptop
@@ -26,6 +26,10 @@ PYTHON := $(ENV_DIR)/bin/python
 STAMP  := $(ENV_DIR)/.retroact-setup
 # Without MPLBACKEND kernels draw inline, which the notebooks' outputs were made with.
 RUN    := env -u MPLBACKEND $(PYTHON)
+
+# ALFWorld's game engine is compiled, so it comes with a compiler or not at all.
+COMPILER := $(and $(shell command -v gcc),$(shell command -v $${CXX:-g++}))
+STATE    := $(CURDIR)$(if $(COMPILER), with ALFWorld)
 
 CANDIDATES = $(or $(BASE_PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -57,8 +61,9 @@ clean: ## remove .venv and tool caches (results/ and runs/ stay)
 	find retroact_lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 # ---- set-up, done once ----
-# The stamp holds the checkout's folder: a moved checkout, or another one sharing the environment, is set up again.
-ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR))
+# The stamp holds the checkout's folder: a moved checkout, or another one sharing the environment, is set up again; so
+# is one that has got a compiler since.
+ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(STATE))
 $(STAMP): FORCE
 endif
 FORCE:
@@ -68,10 +73,18 @@ $(STAMP): pyproject.toml retroact_lib/checkpoints.py | $(PYTHON)
 	  "deactivate that environment (or run 'make clean' if it is .venv), then run make again" >&2; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip --upgrade
 	$(PYTHON) -m pip install --quiet --editable '.[study]'
+ifneq ($(COMPILER),)
+	@echo "compiling ALFWorld's game engine: a minute or two"
+	@PATH="$(abspath $(ENV_DIR))/bin:$$PATH" $(PYTHON) -m pip install --quiet --editable '.[study,alfworld]' || \
+	  echo "note: ALFWorld is left out, because its packages did not compile (see above); the rest works without it" >&2
+else
+	@echo "note: ALFWorld is left out, because gcc and g++ are not here; the rest works without it. Install them, then" \
+	  "run 'make setup' again" >&2
+endif
 	$(PYTHON) -m pip install --quiet --no-deps $$($(PYTHON) -m retroact_lib.checkpoints --requirements)
 	$(PYTHON) -m retroact_lib.checkpoints --verify
 	$(PYTHON) -m retroact_lib.checkpoints --prepare
-	@printf '%s\n' "$(CURDIR)" > $(STAMP)
+	@printf '%s\n' "$(STATE)" > $(STAMP)
 
 $(PYTHON):
 	@test "$(ENV_DIR)" = .venv || { echo "error: the active environment $(ENV_DIR) has no bin/python;" \

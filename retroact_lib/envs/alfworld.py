@@ -7,12 +7,15 @@ the official ones, read by the same loader. Observations are the engine's own wo
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import warnings
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import ClassVar
 
 from retroact_lib.envs import alfworld_games as games
@@ -27,6 +30,8 @@ FOLDERS = {"train": "train", "validation": "train", "seen": "valid_seen", "test"
 """Split -> folder of the official data; its validation split is the games of ``train`` in rooms 27 to 30."""
 POOL = {"train": 2400, "validation": 480, "seen": 480, "test": 480}
 """Generated games of a split; each is made when it is first asked for."""
+MAKERS = min(os.cpu_count() or 1, 8)
+"""Processes that make games at once."""
 
 _THOUGHT = re.compile(r"think\s*:.*", re.I | re.S)
 _PUT = re.compile(r"(?:put|move|place) (.+?) (?:in/on|into|onto|in|on|to) (.+)")
@@ -87,12 +92,7 @@ class ALFWorld(Env):
         if limit is not None and not 0 <= limit <= len(order):
             raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
         wanted = order[:limit]
-        new = [game for game in wanted if game.id not in self._tasks]
-        for game in progress(new, f"ALFWorld {split}", "game"):
-            try:
-                self._tasks[game.id] = self._task(game)
-            except GameFailed as error:
-                raise ValueError(f"the game {game.id} cannot be played: {error}.") from None
+        self._prepare([game for game in wanted if game.id not in self._tasks], split)
         return [self._tasks[game.id] for game in wanted]
 
     def world_of(self, task: Task) -> str:
@@ -108,15 +108,16 @@ class ALFWorld(Env):
     def play(self, task: Task, expert: str | None = None, seed: int = 0) -> Play:
         """The task's game in the engine, with an expert at its side if one is named."""
         try:
-            return self.engine.open(self._file(task), expert, seed)
+            return self.engine.open(self.file(task), expert, seed)
         except GameFailed as error:
             raise ValueError(f"task {task.id} cannot be played: {error}.") from None
 
     def walkthrough(self, task: Task) -> list[str]:
         """The commands that solve the task, as its game file has them."""
-        return games.walkthrough(self._file(task))
+        return games.walkthrough(self.file(task))
 
-    def _file(self, task: Task) -> Path:
+    def file(self, task: Task) -> Path:
+        """The task's game file. Raises ValueError if it is gone."""
         file = self._root / task.meta["game"]
         if not file.is_file():
             raise ValueError(f"the game of task {task.id} is not at {file}.")
@@ -142,11 +143,37 @@ class ALFWorld(Env):
             if folder.name != "train" or (room in held) == (split == "validation")
         ]
 
-    def _task(self, game: _Game) -> Task:
+    def _prepare(self, new: list[_Game], split: str) -> None:
+        """Fill `_tasks`, in as many processes as there are cores."""
+        spare: SimpleQueue[Engine] = SimpleQueue()
+
+        def prepared(game: _Game) -> Task:
+            engine = spare.get()
+            try:
+                return self._task(game, engine)
+            except GameFailed as error:
+                raise ValueError(f"the game {game.id} cannot be played: {error}.") from None
+            finally:
+                spare.put(engine)
+
+        engines = [Engine(self.engine.games_per_worker) for _ in range(min(len(new), MAKERS))]
+        for engine in engines:
+            spare.put(engine)
+        pool = ThreadPoolExecutor(MAKERS)
+        try:
+            made = pool.map(prepared, new)
+            for game, task in zip(new, progress(made, f"ALFWorld {split}", "game", total=len(new)), strict=True):
+                self._tasks[game.id] = task
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for engine in engines:
+                engine.close()
+
+    def _task(self, game: _Game, engine: Engine) -> Task:
         """The task of a game, whose file is made if need be."""
         file = game.source
         if isinstance(game.source, Blueprint):
-            file = games.make(game.source, self._root / FOLDERS[game.source.split], self.engine)
+            file = games.make(game.source, self._root / FOLDERS[game.source.split], engine)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         meta = {
             "game": file.relative_to(self._root).as_posix(),
@@ -154,13 +181,13 @@ class ALFWorld(Env):
             "digest": digest,
             **games.goal(file),
         }
-        return Task(game.id, self._question(file, digest), game.task_type, meta)
+        return Task(game.id, self._question(file, digest, engine), game.task_type, meta)
 
-    def _question(self, file: Path, digest: str) -> str:
+    def _question(self, file: Path, digest: str, engine: Engine) -> str:
         """What the game says first, without its greeting; remembered, because loading a game takes long."""
         kept = cache_dir() / "alfworld" / "questions" / f"{digest}.txt"
         if not kept.is_file():
-            play = self.engine.open(file)
+            play = engine.open(file)
             play.close()
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, "\n".join(play.intro.strip().split("\n\n")[1:]))

@@ -1,7 +1,8 @@
 """Many ALFWorld games at once, played by worker processes that may die.
 
 A game is deterministic, so what a dead worker held is opened again in the next one and its commands are repeated: a
-death costs that time and no episode. Workers are replaced after `games_per_worker` games, because they grow with each.
+death costs that time and no episode. Workers are replaced after `games_per_worker` games, because the packages
+were not made for a life of thousands.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import select
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 ANSWER_SECONDS = 120.0
@@ -52,6 +54,8 @@ class Worker:
             bufsize=0,
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
+        self.stop = weakref.finalize(self, _end, self.process)
+        """Ends the process; so does the end of the program."""
         self.opened = 0
         self.open = 0
         """Games opened so far, and open now."""
@@ -72,12 +76,6 @@ class Worker:
             raise GameFailed(answer["error"])
         return answer
 
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
     def _line(self) -> bytes:
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_SECONDS)
@@ -89,6 +87,13 @@ class Worker:
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
 
 
 class Engine:

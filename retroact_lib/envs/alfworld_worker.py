@@ -20,6 +20,8 @@ import os
 import random
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,17 +43,45 @@ class CachedParser:
         return self._parse(text, rule_name)
 
 
-def cache_pure_work() -> None:
-    """Do once what TextWorld does again at every step and every reset: parse templates, translate the same PDDL.
+SPARE: list = []
+"""Copies of the planner library whose games are closed; each holds one game at a time."""
 
-    Both are functions of their text alone, so a game's trace stays what it was.
+
+def cache_pure_work() -> None:
+    """Do once what TextWorld does again at every step and every reset, and leave out what does not show.
+
+    Parsing a template and translating PDDL are functions of their text alone. Contexts need no deep copies: what is in
+    them is replaced, never changed. A game loads its planner library anew in any case, so a used copy serves as well as
+    a new one (33 MB each, and unloading one can crash). A game's trace stays what it was.
     """
     import fast_downward
-    from textworld.envs.pddl import logic, textgen
+    from textworld import logic
+    from textworld.envs.pddl import logic as pddl_logic
+    from textworld.envs.pddl import textgen
 
-    textgen._PARSER = CachedParser(textgen._PARSER)
-    logic._PARSER = CachedParser(logic._PARSER)
+    for module in (logic, pddl_logic, textgen):
+        module._PARSER = CachedParser(module._PARSER)
+    textgen.copy_context = _copy_context
     fast_downward.pddl2sas = lru_cache(maxsize=2 * GAMES_KEPT)(fast_downward.pddl2sas)
+    load_lib = fast_downward.load_lib
+    fast_downward.load_lib = lambda: SPARE.pop() if SPARE else load_lib()
+
+
+def _copy_context(context: dict) -> dict:
+    return {**context, "variables": dict(context["variables"]), "mapping": dict(context["mapping"])}
+
+
+@contextmanager
+def one_translation() -> Iterator[None]:
+    """Let the planner's own translation, which only the planner looks at, be the game's: translating takes longest."""
+    import fast_downward
+
+    translate = fast_downward.pddl2sas
+    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
+    try:
+        yield
+    finally:
+        fast_downward.pddl2sas = translate
 
 
 class Game:
@@ -74,17 +104,14 @@ class Game:
             if found := _GOAL.search(data["grammar"]):  # what is left is the grammar of all games, which is parsed once
                 goal = found[0]
                 data["grammar"] = _GOAL.sub(UNKNOWN, data["grammar"])
-        try:
+        with nullcontext() if stock or expert == "planner" else one_translation():
             self.env.load(data)
             self.state = self.env.reset()
-            self.text, self.won, self.last = self.state.feedback.replace(UNKNOWN, goal), False, ""
-            self.expert, self.random = expert, random.Random(seed)
-            if expert == "handcoded":
-                self.agent = _agent(path)
-                self.agent.observe(self.text)
-        except BaseException:
-            self.close()
-            raise
+        self.text, self.won, self.last = self.state.feedback.replace(UNKNOWN, goal), False, ""
+        self.expert, self.random = expert, random.Random(seed)
+        if expert == "handcoded":
+            self.agent = _agent(path)
+            self.agent.observe(self.text)
 
     def step(self, command: str) -> None:
         """After the end a game repeats its last words."""
@@ -108,10 +135,7 @@ class Game:
         return command if command in self.state["admissible_commands"] else "look"
 
     def close(self) -> None:
-        """Unload the game's own copy of the planner library."""
-        import fast_downward
-
-        fast_downward.close_lib(self.env.unwrapped.downward_lib)
+        SPARE.append(self.env.unwrapped.downward_lib)
 
 
 def _agent(path: str):

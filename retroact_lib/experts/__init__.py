@@ -11,6 +11,7 @@ from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, stable_seed
 from retroact_lib.experts.household import HouseholdExpert
 from retroact_lib.experts.sql import ScriptedSQLExpert
+from retroact_lib.progress import progress
 from retroact_lib.trajectories import Trajectory
 
 EXPERTS: dict[str, type[Expert]] = {"intercode_sql": ScriptedSQLExpert, "alfworld": HouseholdExpert}
@@ -48,5 +49,5 @@ def expert_trajectories(
     expert = expert or expert_for(env)
     return [
         expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
-        for task in tasks
+        for task in progress(list(tasks), "Expert", "task")
     ]

@@ -41,7 +41,16 @@ _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan:
 
 
 class HouseholdExpert(Expert):
-    """Plays by the package's handcoded expert; after a failed trial it goes straight to what it has seen."""
+    """Plays by one of the package's experts, `guide`; after a failed trial it goes straight to what it has seen.
+
+    ``handcoded`` searches, as an agent must. ``planner`` knows the whole household and takes the shortest way, for
+    which it searches blindly through all states: minutes in a kitchen.
+    """
+
+    def __init__(self, guide: str = "handcoded") -> None:
+        if guide not in ("handcoded", "planner"):
+            raise ValueError(f"unknown guide {guide!r}; expected handcoded or planner.")
+        self.guide = guide
 
     def session(
         self, env: Env, task: Task, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int
@@ -49,12 +58,12 @@ class HouseholdExpert(Expert):
         for name in ("target", "game"):
             if not isinstance(task.meta.get(name), str):
                 raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the household expert needs")
-        return _HouseholdSession(env, task, rng, mistake_rate)
+        return _HouseholdSession(env, task, rng, mistake_rate, self.guide)
 
 
 class _HouseholdSession(Session):
-    def __init__(self, env: Env, task: Task, rng: random.Random, mistake_rate: float) -> None:
-        self.env, self.task, self.rng = env, task, rng
+    def __init__(self, env: Env, task: Task, rng: random.Random, mistake_rate: float, guide: str) -> None:
+        self.env, self.task, self.rng, self.guide = env, task, rng, guide
         self.target, self.place, self.lamp = (task.meta[name] for name in ("target", "place", "lamp"))
         self.verb, self.tool = TOOLS.get(task.family, ("", ""))
         self.rooms = _THING.findall(task.question.partition("Your task is to")[0])
@@ -93,12 +102,12 @@ class _HouseholdSession(Session):
 
 
 class _Trial:
-    """One attempt. The guide is a game of its own, with the handcoded expert, that is sent the same commands."""
+    """One attempt. The guide is a game of its own, with an expert at its side, that is sent the same commands."""
 
     def __init__(self, session: _HouseholdSession) -> None:
         self.of = session
         seed = session.rng.getrandbits(31)
-        self.guide = session.env.play(session.task, "handcoded", seed)  # type: ignore[attr-defined]
+        self.guide = session.env.play(session.task, session.guide, seed)  # type: ignore[attr-defined]
         self.seen = ""
         self.here = ""
         self.held = ""
