@@ -359,7 +359,7 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "alfworld": {
         "smoke": dict(families="look_at_obj_in_light", max_steps=12, il_tasks=12, rl_tasks=6),
-        "laptop": dict(max_steps=20, max_repeats=3, il_tasks=120, test_tasks=60),
+        "laptop": dict(max_steps=15, max_repeats=3, il_tasks=102, test_tasks=60),
         "gpu": dict(max_steps=50, max_repeats=3),
         "paper": dict(max_steps=50, max_repeats=3, test_tasks=134),
     },

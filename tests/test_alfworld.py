@@ -17,10 +17,16 @@ pytest.importorskip("fast_downward", reason="the extra [alfworld] is not install
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st
 
+from retroact_lib import stages  # noqa: E402
+from retroact_lib.config import load_config  # noqa: E402
 from retroact_lib.envs import alfworld_games as games  # noqa: E402
+from retroact_lib.envs import alfworld_speed  # noqa: E402
 from retroact_lib.envs.alfworld import POOL, ALFWorld  # noqa: E402
 from retroact_lib.envs.alfworld_engine import Engine, GameFailed  # noqa: E402
+from retroact_lib.examples import imitation_examples  # noqa: E402
 from retroact_lib.experts import expert_for, household  # noqa: E402
+from retroact_lib.policy import Policy  # noqa: E402
+from retroact_lib.trajectories import read_trajectories  # noqa: E402
 
 TYPES = tuple(games.TASK_TYPES)
 SLIP_SAYS = {
@@ -35,10 +41,11 @@ SLIP_SAYS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """One generated game of each type, in ALFWorld's own folders."""
+    """One generated game of each type, in ALFWorld's own folders, one of them in a room kept for validation."""
     folder, engine = tmp_path_factory.mktemp("alfworld") / "json_2.1.1", Engine()
     for number, kind in enumerate(TYPES):
         games.make(games.draw("train", kind, number), folder / "train", engine)
+    games.make(games.draw("validation", TYPES[0], 0), folder / "train", engine)
     games.make(games.draw("seen", TYPES[0], 0), folder / "valid_seen", engine)
     games.make(games.draw("test", TYPES[1], 0), folder / "valid_unseen", engine)
     return folder
@@ -144,7 +151,7 @@ def test_the_loader_takes_what_the_package_takes(data, tmp_path):
 
 def test_official_splits_and_missing_data(env, data, tmp_path):
     assert [task.family for task in env.tasks("seen")] == [TYPES[0]] and len(env.tasks("test")) == 1
-    assert env.tasks("validation") == []
+    assert [task.meta["room"] in map(str, games.rooms("validation")) for task in env.tasks("validation")] == [True]
     with pytest.raises(ValueError, match="has 1 such tasks, so the limit cannot be 2"):
         env.tasks("seen", 2)
     with pytest.raises(ValueError, match="unknown split 'dev'"):
@@ -241,6 +248,12 @@ def test_caching_leaves_every_trace_as_it_was(env, data):
     assert records > 20
 
 
+def test_caching_makes_steps_faster(env):
+    stock, cached = alfworld_speed.measure(env, env.tasks("train")[:2], steps=4).to_dict("records")
+    assert (stock["engine"], cached["engine"], stock["games"], stock["steps"]) == ("stock", "cached", 2, 8)
+    assert cached["steps_per_s"] > 3 * stock["steps_per_s"] and cached["open_again_s"] < stock["open_again_s"]
+
+
 def test_a_dead_worker_costs_no_episode(env, data):
     task = env.tasks("train")[2]
     commands = walkthrough(task, data)
@@ -322,3 +335,41 @@ def test_an_expert_needs_a_household_task(env):
     task = env.tasks("train")[0]
     with pytest.raises(ValueError, match="no text 'target' in its meta"):
         expert_for(env).demonstrate(env, type(task)("x", "q", TYPES[0]))
+
+
+# -------------------------------------------------------------------------------------------------------- the study
+
+
+def test_the_study_runs_on_it(data, tiny_checkpoint, tmp_path, monkeypatch):
+    """From official-style games to an evaluated policy; what is trained on is what the expert wrote."""
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path))
+    config = load_config(
+        "smoke",
+        env="alfworld",
+        official_data=str(data),
+        checkpoint=tiny_checkpoint,
+        compute_dtype="float32",
+        families="all",
+        il_tasks=3,
+        rl_tasks=3,
+        test_tasks=1,
+        validation_tasks=1,
+        max_steps=100,
+        max_repeats=2,
+        max_action_tokens=10,
+        sft_epochs=1,
+    )
+    sets, env = stages.task_sets(config), stages.environment(config)
+    assert {name: len(tasks) for name, tasks in sets.items()} == dict(il=3, rl=3, known=1, validation=1, test=1, seen=1)
+    rooms = {name: {env.world_of(task) for task in tasks} for name, tasks in sets.items()}
+    assert not (rooms["il"] | rooms["rl"]) & (rooms["test"] | rooms["validation"])
+    shown = read_trajectories(stages.demonstrate(config).file(stages.TRAJECTORIES))
+    policy = Policy.load(config.policy)
+    planner = [row for row in imitation_examples(policy, env, shown) if row.role == "planner"]
+    solved = [trial for trajectory in shown for trial in trajectory.trials if trial.success]
+    assert planner and len(planner) == len(solved)
+    for row, trial in zip(planner, solved, strict=True):
+        agent = policy.tokenizer.decode([token for token, mask in zip(row.ids, row.mask, strict=True) if mask])
+        assert agent == "".join(turn.text for turn in trial.turns)
+    table = stages.evaluate_arm(config, stages.train_sft(config), "sft")
+    assert set(table["split"]) == {"test", "seen"} and set(table["family"]) == {TYPES[0], TYPES[1]}

@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from retroact_lib.config import PROFILES, STAGES, config_from_notebook, field_names, load_config
+from retroact_lib.config import ADAPTED, PROFILES, STAGES, config_from_notebook, field_names, load_config
+from retroact_lib.envs import ENVIRONMENTS
 
 
 def test_names_are_unique():
@@ -18,6 +19,14 @@ def test_profiles_resolve(profile):
     assert config.profile == profile and config.flat()["seed"] == 3
     for name, value in PROFILES[profile].items():
         assert config.flat()[name] == value
+
+
+def test_profiles_are_adapted_to_environments():
+    assert set(ADAPTED) == set(ENVIRONMENTS)
+    for env, profiles in ADAPTED.items():
+        for profile, changed in profiles.items():
+            assert load_config(profile, env=env).flat().items() >= changed.items()
+            assert load_config(profile, env=env, max_steps=7).rollout.max_steps == 7
 
 
 def test_overrides_reach_their_stage_and_none_keeps_the_profile():

@@ -1,12 +1,13 @@
 """From trajectories to training rows: which are kept, what they earn, and that they are the text that was read."""
 
 import dataclasses
+import json
 
 import pytest
 
 from retroact_lib import stages
 from retroact_lib.config import RLConfig, load_config
-from retroact_lib.examples import imitation_examples, read_examples, rewarded_examples, write_examples
+from retroact_lib.examples import authors_examples, imitation_examples, read_examples, rewarded_examples, write_examples
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
 
@@ -71,6 +72,25 @@ def test_unmasked_rows_train_on_observations_but_never_on_the_prompt(policy, env
     assert masked.ids == unmasked.ids and "singer" not in agent_text(policy, masked)
     assert "Observation 1: [('singer',)]\nThought 2:" in agent_text(policy, unmasked)
     assert "How many" not in agent_text(policy, unmasked)
+
+
+def test_the_authors_alfworld_rows_train_on_commands_alone(policy, tmp_path):
+    task = "You are in the middle of a room. Your task is to: put a mug in desk.\n"
+    output = (
+        "> think: A mug may be on the shelf.\nOK.\n> go to shelf 1\nOn the shelf 1, you see a mug 1.\n> take mug 1\n"
+    )
+    rows = [
+        {"input": task, "output": output, "type": "planner"},
+        {"input": task, "output": "Next.", "type": "reflector"},
+    ]
+    file = tmp_path / "alfworld_il.json"
+    file.write_text(json.dumps(rows))
+    planner, reflector = authors_examples(policy, file)
+    assert agent_text(policy, planner) == "> think: A mug may be on the shelf.\n> go to shelf 1\n> take mug 1\n"
+    read = policy.tokenizer.decode(planner.ids)
+    assert task in read and read.endswith(output) and agent_text(policy, reflector) == "Next."
+    unmasked = authors_examples(policy, file, mask_observations=False)[0]
+    assert "you see a mug 1" in agent_text(policy, unmasked) and unmasked.ids == planner.ids
 
 
 def test_a_trial_earns_its_reward_and_a_reflection_the_shaped_change(policy, env):

@@ -133,9 +133,10 @@ def test_progress_in_a_log_is_lines(monkeypatch, capsys):
     assert "\r" not in text and text.endswith("\n") and "SFT: 100%" in text.splitlines()[-1]
 
 
-def test_the_committed_summaries_follow_from_the_committed_tables():
-    config = load_config("laptop")
-    folder = paths.results_dir("laptop", "intercode_sql")
+@pytest.mark.parametrize("env", sorted(file.parent.name for file in PROJECT.glob("results/laptop/*/summary.csv")))
+def test_the_committed_summaries_follow_from_the_committed_tables(env):
+    config = load_config("laptop", env=env)
+    folder = paths.results_dir("laptop", env)
     headline = stages.read_tables(config, "outcomes-0[23]")
     summary = evaluation.summarise(headline, resamples=config.evaluation.bootstrap)
     assert (folder / "summary.csv").read_text() == summary.round(4).to_csv(index=False)
