@@ -221,7 +221,7 @@ class EvalConfig:
     bootstrap: int = 10_000
     """Resamples behind each 95 % interval."""
     ablations: str = "all"
-    """Arms of notebook 04: ``all``, or names joined by commas."""
+    """Arms of notebook 04: ``all``, names joined by commas, or none."""
 
     def __post_init__(self):
         for name in ("eval_trials", "bootstrap"):
@@ -358,8 +358,18 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
         ),
     },
     "alfworld": {
-        "smoke": dict(families="look_at_obj_in_light", max_steps=12, il_tasks=12, rl_tasks=6),
-        "laptop": dict(max_steps=15, max_repeats=3, il_tasks=102, test_tasks=60),
+        "smoke": dict(families="look_at_obj_in_light", max_steps=12),
+        "laptop": dict(
+            max_steps=15,
+            il_tasks=96,
+            mistake_rate=0.2,
+            sft_epochs=3,
+            sft_batch=2,
+            sft_lr=7e-4,
+            rl_tasks=72,
+            test_tasks=48,
+            ablations="",
+        ),
         "gpu": dict(max_steps=50, max_repeats=3),
         "paper": dict(max_steps=50, max_repeats=3, test_tasks=134),
     },

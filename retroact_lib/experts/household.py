@@ -35,7 +35,6 @@ SLIPS = {
 """Task type -> the slips that are drawn from, the likely ones twice."""
 
 _THING = re.compile(r"\ban? ([a-z]+ \d+)")
-_SEARCH = ("There is no {t} here. I look in {x}.", "No {t} yet. Next I check {x}.")
 _STANDS = ("desk", "sidetable", "dresser", "coffeetable", "diningtable", "shelf")
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
 
@@ -97,8 +96,8 @@ class _HouseholdSession(Session):
             return f"find a {self.target}, take it and turn on a {self.lamp}"
         if self.task.family == "pick_two_obj_and_place":
             return f"put two {self.target}s in a {self.place}, one after the other"
-        change = f"{self.verb} it with a {self.tool} and " if self.verb else ""
-        return f"find a {self.target}, {change}put it in a {self.place}"
+        change = f", {self.verb} it with a {self.tool}" if self.verb else ""
+        return f"find a {self.target}{change} and put it in a {self.place}"
 
 
 class _Trial:
@@ -298,7 +297,7 @@ class _Trial:
                 return f"A {of.target} may be in {place}."
             if f" {of.target} " in self.seen or self.placed:
                 return f"I look for another {of.target}, in {place}."
-            return of.rng.choice(_SEARCH).format(t=of.target, x=place)
+            return f"There is no {of.target} here. I look in {place}."
         if verb == "open":
             return f"The {place} is closed. I open it."
         if verb == "take":
