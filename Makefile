@@ -28,7 +28,7 @@ STAMP  := $(ENV_DIR)/.retroact-setup
 RUN    := env -u MPLBACKEND $(PYTHON)
 
 # ALFWorld's game engine is compiled, so it comes with a compiler or not at all.
-COMPILER := $(and $(shell command -v gcc),$(shell command -v $${CXX:-g++}))
+COMPILER := $(and $(shell command -v $${CC:-gcc}),$(shell command -v $${CXX:-g++}))
 STATE    := $(CURDIR)$(if $(COMPILER), with ALFWorld)
 
 CANDIDATES = $(or $(BASE_PYTHON),python3.11 python3.12 python3.13 python3)

@@ -34,7 +34,10 @@ from typing import IO, Any
 import psutil
 import torch
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "sqlglot", "papermill")
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "sqlglot", "papermill"),
+    *("alfworld", "textworld"),
+)
 
 
 _LOCKS: dict[Path, IO[str]] = {}
@@ -231,7 +234,7 @@ def digest_of(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

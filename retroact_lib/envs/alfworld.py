@@ -73,11 +73,15 @@ class ALFWorld(Env):
         made = cache_dir() / "alfworld" / code_digest("envs/alfworld_games")[:10] / "json_2.1.1"
         self._official_data = data is not None
         self._root = made if data is None else _data_folder(Path(data))
+        self._collected: dict[str, list[tuple[Path, str, int]]] = {}
         self._pools: dict[str, list[_Game]] = {}
         self._tasks: dict[str, Task] = {}
 
     def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
-        """Games of a split, task types in turn; see `Env.tasks`. Those that are not there yet are made first."""
+        """Games of a split, task types in turn; see `Env.tasks`. Those that are not there yet are made first.
+
+        The official ``seen`` and ``test`` are as large as they are: a larger limit takes them whole.
+        """
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r}: alfworld has {', '.join(self.splits)}.")
         by_type: dict[str, list[_Game]] = {}
@@ -89,6 +93,8 @@ class ALFWorld(Env):
         rng = random.Random(f"{split}/{seed}")
         turns = [rng.sample(pool, len(pool)) for kind, pool in by_type.items() if not families or kind in families]
         order = [turn[i] for i in range(max(map(len, turns), default=0)) for turn in turns if i < len(turn)]
+        if limit is not None and self._official_data and split in ("seen", "test"):
+            limit = min(limit, len(order))
         if limit is not None and not 0 <= limit <= len(order):
             raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
         wanted = order[:limit]
@@ -102,15 +108,15 @@ class ALFWorld(Env):
         return ", ".join(self.walkthrough(task))
 
     def start(self, task: Task) -> HouseholdEpisode:
-        """Open an episode. Raises ValueError if the task's game file is gone or does not load."""
-        return HouseholdEpisode(self.play(task))
+        """Open an episode; where the game does not open, one that is over. Raises ValueError if its file is gone."""
+        try:
+            return HouseholdEpisode(self.play(task))
+        except GameFailed as error:
+            return HouseholdEpisode(None, error)
 
     def play(self, task: Task, expert: str | None = None, seed: int = 0) -> Play:
-        """The task's game in the engine, with an expert at its side if one is named."""
-        try:
-            return self.engine.open(self.file(task), expert, seed)
-        except GameFailed as error:
-            raise ValueError(f"task {task.id} cannot be played: {error}.") from None
+        """The task's game in the engine, with an expert at its side if one is named. Raises GameFailed."""
+        return self.engine.open(self.file(task), expert, seed)
 
     def walkthrough(self, task: Task) -> list[str]:
         """The commands that solve the task, as its game file has them."""
@@ -134,13 +140,14 @@ class ALFWorld(Env):
         return [_Game(f"{split}/{p.folder}", p.task_type, p) for p in prints]
 
     def _official(self, split: str) -> list[_Game]:
-        """The games of a split; of ``train`` only those in rooms that validation does not have."""
-        folder = self._root / FOLDERS[split]
+        """The games of a split; in validation's rooms are those of its own alone, and of the test."""
         held = set(games.rooms("validation"))
+        if FOLDERS[split] not in self._collected:
+            self._collected[FOLDERS[split]] = list(games.collect(self._root / FOLDERS[split]))
         return [
             _Game(f"{split}/{file.parent.parent.name}/{file.parent.name}", task_type, file)
-            for file, task_type, room in games.collect(folder)
-            if folder.name != "train" or (room in held) == (split == "validation")
+            for file, task_type, room in self._collected[FOLDERS[split]]
+            if split == "test" or (room in held) == (split == "validation")
         ]
 
     def _prepare(self, new: list[_Game], split: str) -> None:
@@ -195,11 +202,13 @@ class ALFWorld(Env):
 
 
 class HouseholdEpisode(Episode):
-    """One trial: `step` never raises, whatever the agent writes."""
+    """One trial: `step` never raises, whatever the agent writes. Without a game it is over, because of `error`."""
 
-    def __init__(self, play: Play) -> None:
+    def __init__(self, play: Play | None, error: GameFailed | None = None) -> None:
         self._play = play
         self._last: Step | None = None
+        if play is None:
+            self._fail(error)
 
     def step(self, action: str) -> Step:
         """Carry out a command, in ALFWorld's present wording or the older one; steps after the end repeat it.
@@ -210,25 +219,29 @@ class HouseholdEpisode(Episode):
             return self._last
         if _THOUGHT.fullmatch(action.strip()):
             return Step("OK.")
-        command = " ".join(action.lower().replace("\x00", "").split()).strip(" .\"'`")
+        command = " ".join(action.lower().split()).strip(" .\"'`")
         if put := _PUT.fullmatch(command):
             command = f"move {put[1]} to {put[2]}"
         try:
             observation, won = self._play.step(command)
         except GameFailed as error:
-            warnings.warn(f"An episode is over without success: {error}.", stacklevel=2)
-            observation, won = _BROKEN, False
-            self._last = Step(observation, True, 0.0)
+            return self._fail(error)
         if won:
             self._last = Step(observation, True, 1.0)
         return self._last or Step(observation)
+
+    def _fail(self, error: GameFailed | None) -> Step:
+        warnings.warn(f"An episode is over without success: {error}.", stacklevel=3)
+        self._last = Step(_BROKEN, True, 0.0)
+        return self._last
 
     def reward(self) -> float:
         """1 if the game is won, else 0."""
         return self._last.reward if self._last else 0.0
 
     def close(self) -> None:
-        self._play.close()
+        if self._play is not None:
+            self._play.close()
 
 
 def _data_folder(given: Path) -> Path:

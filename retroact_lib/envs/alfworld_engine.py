@@ -13,12 +13,14 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import warnings
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
-ANSWER_SECONDS = 120.0
-"""A worker that takes longer for one answer is taken for dead."""
+ANSWER_SECONDS, PLANNER_SECONDS = 120.0, 1800.0
+"""A worker that takes longer for one answer is taken for dead; with the planner at a game's side it may search."""
 DEATHS = 2
 """After so many workers have died of the same command, the game itself is to blame."""
 
@@ -36,8 +38,8 @@ def require_packages() -> None:
     for name in ("alfworld", "textworld", "fast_downward"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(
-                f"ALFWorld needs the package {name}: run `pip install -e .[alfworld]` (it compiles; gcc, g++, make and "
-                "cmake must be there)."
+                f"ALFWorld needs the package {name}: run `pip install -e .[alfworld]` (it compiles; gcc, g++ and make "
+                "must be there)."
             )
 
 
@@ -46,28 +48,29 @@ class Worker:
 
     def __init__(self, stock: bool = False) -> None:
         command = [sys.executable, "-m", "retroact_lib.envs.alfworld_worker", *(["--stock"] if stock else [])]
+        self._log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             bufsize=0,
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
-        self.stop = weakref.finalize(self, _end, self.process)
+        self.stop = weakref.finalize(self, _end, self.process, self._log)
         """Ends the process; so does the end of the program."""
         self.opened = 0
         self.open = 0
         """Games opened so far, and open now."""
         self._buffer = b""
 
-    def ask(self, **request) -> dict:
+    def ask(self, seconds: float, **request) -> dict:
         """One answer. Raises WorkerDied, or GameFailed with the worker's own words."""
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            answer = json.loads(self._line())
+            answer = json.loads(self._line(seconds))
         except OSError:
-            raise WorkerDied(f"the game process ended with code {self.process.wait()}") from None
+            raise self._ended() from None
         except BaseException:  # interrupted between question and answer: the next answer would be a stale one
             self.process.kill()
             self.process.wait()
@@ -76,28 +79,38 @@ class Worker:
             raise GameFailed(answer["error"])
         return answer
 
-    def _line(self) -> bytes:
+    def _line(self, seconds: float) -> bytes:
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_SECONDS)
+            ready, _, _ = select.select([self.process.stdout], [], [], seconds)
             if not ready:
-                raise WorkerDied(f"the game process gave no answer for {ANSWER_SECONDS:.0f} seconds")
+                raise WorkerDied(f"the game process gave no answer for {seconds:.0f} seconds")
             part = os.read(self.process.stdout.fileno(), 1 << 16)
             if not part:
-                raise WorkerDied(f"the game process ended with code {self.process.wait()}")
+                raise self._ended()
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
+    def _ended(self) -> WorkerDied:
+        """Its exit code, and its last words."""
+        code = self.process.wait()
+        self._log.seek(0)
+        words = self._log.read().decode(errors="replace").strip().splitlines()
+        return WorkerDied(f"the game process ended with code {code}" + (f", {words[-1]}" if words else ""))
 
-def _end(process: subprocess.Popen) -> None:
+
+def _end(process: subprocess.Popen, log: BinaryIO) -> None:
     process.kill()
     process.wait()
-    process.stdin.close()
-    process.stdout.close()
+    for stream in (process.stdin, process.stdout, log):
+        stream.close()
 
 
 class Engine:
-    """Opens games; keeps one worker for new ones and, until their last game closes, the workers before it."""
+    """Opens games; keeps one worker for new ones and, until their last game closes, the workers before it.
+
+    Each game that is open at a time takes 33 MB of the folder for temporary files: its copy of the planner library.
+    """
 
     def __init__(self, games_per_worker: int = 300, stock: bool = False) -> None:
         if games_per_worker < 1:
@@ -139,9 +152,11 @@ class Play:
 
     def __init__(self, engine: Engine, game: str, expert: str | None, seed: int) -> None:
         self._engine, self._game, self._expert, self._seed = engine, game, expert, seed
+        self._seconds = PLANNER_SECONDS if expert == "planner" else ANSWER_SECONDS
         self._past: list[dict] = []
         """What was asked so far and changed the game or its expert."""
         self._worker: Worker | None = None
+        self._closed = False
         self.intro = self._ask(None)["text"]
 
     def step(self, command: str) -> tuple[str, bool]:
@@ -158,22 +173,25 @@ class Play:
         return self._ask({"do": "commands"})["commands"]
 
     def close(self) -> None:
-        worker, self._worker = self._worker, None
+        """Give the game back; what is asked afterwards raises GameFailed."""
+        worker, self._worker, self._closed = self._worker, None, True
         if worker is not None:
             try:
-                worker.ask(do="close", id=self._id)
+                worker.ask(self._seconds, do="close", id=self._id)
             except (WorkerDied, GameFailed):
                 pass
             self._engine.release(worker)
 
     def _ask(self, request: dict | None, lasting: bool = False) -> dict:
         """An answer about this game, from a new worker after a death. None opens the game."""
+        if self._closed:
+            raise GameFailed(f"{self._game} was closed")
         for death in range(1, DEATHS + 1):
             try:
                 opened = self._reopen() if self._worker is None else {}
                 if request is None:
                     return opened
-                answer = self._worker.ask(id=self._id, **request)
+                answer = self._worker.ask(self._seconds, id=self._id, **request)
                 self._past += [request] if lasting else []
                 return answer
             except WorkerDied as error:
@@ -187,10 +205,10 @@ class Play:
     def _reopen(self) -> dict:
         """Open the game in the engine's present worker and repeat what was asked so far."""
         worker = self._engine.worker()
-        answer = worker.ask(do="open", game=self._game, expert=self._expert, seed=self._seed)
         worker.opened += 1
+        answer = worker.ask(self._seconds, do="open", game=self._game, expert=self._expert, seed=self._seed)
         worker.open += 1
         self._worker, self._id = worker, answer["id"]
         for request in self._past:
-            worker.ask(id=self._id, **request)
+            worker.ask(self._seconds, id=self._id, **request)
         return answer

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -21,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from retroact_lib.envs.alfworld_engine import Engine, GameFailed, require_packages
-from retroact_lib.runs import replace_folder
+from retroact_lib.progress import progress
 
 GAME_FILE = "game.tw-pddl"
 TASK_FILE = "traj_data.json"
@@ -86,7 +87,7 @@ class Blueprint:
 def rooms(split: str) -> list[int]:
     """The floor plans of a split: of each kind of room 1 to 6 are ``test``, 27 to 30 ``validation``, others ``train``.
 
-    The first six are ALFRED's own test rooms. ``seen`` is set in the rooms of ``train``.
+    The first six are the test rooms of the package's tables. ``seen`` is set in the rooms of ``train``.
     """
     numbers = {"train": range(7, 27), "seen": range(7, 27), "validation": range(27, 31), "test": range(1, 7)}[split]
     return [kind + number for kind in (0, 200, 300, 400) for number in numbers]
@@ -107,15 +108,21 @@ def make(blueprint: Blueprint, data: Path, engine: Engine) -> Path:
     The folder appears as a whole or not at all. Raises GameFailed if the household cannot be played to its end.
     """
     folder = data / blueprint.folder
-
-    def write(draft: Path) -> None:
+    if (folder / GAME_FILE).is_file():
+        return folder / GAME_FILE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as draft:
+        made = Path(draft) / folder.name
+        made.mkdir()
         game, task = household(blueprint)
-        (draft / TASK_FILE).write_text(json.dumps(task, indent=1))
-        (draft / GAME_FILE).write_text(json.dumps(game))
-        check(engine, draft / GAME_FILE)
-
-    if not (folder / GAME_FILE).is_file():
-        replace_folder(folder, write)
+        (made / TASK_FILE).write_text(json.dumps(task, indent=1))
+        (made / GAME_FILE).write_text(json.dumps(game))
+        check(engine, made / GAME_FILE)
+        try:
+            made.replace(folder)
+        except OSError:
+            if not (folder / GAME_FILE).is_file():  # else another process was faster
+                raise
     return folder / GAME_FILE
 
 
@@ -141,13 +148,16 @@ def collect(folder: Path) -> Iterator[tuple[Path, str, int]]:
     Left out, as ALFWorld does: movable receptacles, slicing, other task types, games not marked as solvable.
     Raises ValueError naming the file that cannot be read.
     """
-    for file in sorted(folder.glob(f"*/*/{TASK_FILE}")):
+    for file in progress(sorted(folder.glob(f"*/*/{TASK_FILE}")), f"ALFWorld {folder.name}", "file"):
         game = file.with_name(GAME_FILE)
         if "movable" in str(file.parent) or "Sliced" in str(file.parent) or not game.is_file():
             continue
         task_type = _read(file).get("task_type")
         if task_type in TASK_TYPES and _read(game).get("solvable"):
-            yield game, task_type, int(file.parent.parent.name.rsplit("-", 1)[-1])
+            number = file.parent.parent.name.rsplit("-", 1)[-1]
+            if not number.isdigit():
+                raise ValueError(f"{file.parent.parent} should end in the number of a floor plan.")
+            yield game, task_type, int(number)
 
 
 def goal(game: Path) -> dict[str, str]:
@@ -179,6 +189,11 @@ def affords(tool: str, thing: str) -> bool:
     """Whether a thing can be cleaned, heated or cooled with that tool, both by class in lower case."""
     needed = {place.lower(): able.lower() for able, place in _STATE.values()}[tool]
     return thing in _lower("VAL_ACTION_OBJECTS")[needed]
+
+
+def has_door(place: str) -> bool:
+    """Whether a receptacle, by class in lower case, is closed until it is opened."""
+    return place in {kind.lower() for kind in _tables().OPENABLE_CLASS_SET}
 
 
 @cache

@@ -28,7 +28,7 @@ from pathlib import Path
 UNKNOWN = "UNKNOWN GOAL"
 PUT, OLD_PUT = 'template :: "move {o} to {r}"', 'template :: "put {o} in/on {r}"'
 """How games word a put, and older ones did; the present word is the one that the engine takes for both."""
-_GOAL = re.compile(r'(?<="Your task is to: )[^"]*?(?=\.?")')
+_GOAL = re.compile(r'(?<="Your task is to: )(?:\\.|[^"\\])*?(?=\.?")')
 GAMES_KEPT = 512
 """Translated games kept in memory, about 0.3 MB each."""
 
@@ -41,6 +41,16 @@ class CachedParser:
 
     def parse(self, text: str, rule_name: str, **_tracing):
         return self._parse(text, rule_name)
+
+
+def mend_templates() -> None:
+    """Give templates their variables: TextWorld puts them into locals(), which Python 3.13 takes for a copy."""
+    from textworld.envs.pddl import textgen
+
+    def derive(self, context=None):
+        return [textgen.TerminalSymbol(eval(self.expression, {}, dict((context or self.context)["variables"])))]
+
+    textgen.EvalSymbol.derive = derive
 
 
 SPARE: list = []
@@ -102,11 +112,15 @@ class Game:
         if not stock:
             data["grammar"] = data["grammar"].replace(OLD_PUT, PUT)
             if found := _GOAL.search(data["grammar"]):  # what is left is the grammar of all games, which is parsed once
-                goal = found[0]
+                goal = json.loads(f'"{found[0]}"')
                 data["grammar"] = _GOAL.sub(UNKNOWN, data["grammar"])
-        with nullcontext() if stock or expert == "planner" else one_translation():
-            self.env.load(data)
-            self.state = self.env.reset()
+        try:
+            with nullcontext() if stock or expert == "planner" else one_translation():
+                self.env.load(data)
+                self.state = self.env.reset()
+        except BaseException:
+            self.close()
+            raise
         self.text, self.won, self.last = self.state.feedback.replace(UNKNOWN, goal), False, ""
         self.expert, self.random = expert, random.Random(seed)
         if expert == "handcoded":
@@ -184,6 +198,7 @@ if __name__ == "__main__":
     ours = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the packages print is not an answer
     stock = "--stock" in sys.argv
+    mend_templates()
     if not stock:
         cache_pure_work()
     serve(sys.stdin, ours, stock)

@@ -3,16 +3,17 @@
 The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
 over at any step. A slip is what the hasty do: put the thing away unwashed, take another thing, bring it to another
 place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around, because a
-household has no way to hand in an answer.
+household has no way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Generator
 
 from retroact_lib.envs.alfworld_engine import GameFailed
-from retroact_lib.envs.alfworld_games import accepts, affords
+from retroact_lib.envs.alfworld_games import accepts, affords, has_door
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, Session, Steps
 from retroact_lib.trajectories import Trial
@@ -70,9 +71,11 @@ class _HouseholdSession(Session):
         self.slip = rng.choice(SLIPS[task.family]) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
         self.found = ""
-        """``take O from X`` of the first target seen."""
-        self.lost = False
-        """The last trial found nothing: the next one knows the way."""
+        """``take O from X`` of the first target that was taken."""
+        self.looked: set[str] = set()
+        """The receptacles whose contents were seen."""
+        self.lamp_at = ("", "")
+        """The receptacle where a lamp was seen, and the lamp."""
 
     def attempt(self, reflections: list[str]) -> Steps:
         slip, self.slip = self.slip, ""
@@ -82,10 +85,12 @@ class _HouseholdSession(Session):
             yield from trial.run(slip, bool(reflections))
         finally:
             trial.guide.close()
-            self.found = self.found or trial.found
-            self.lost = not self.did
-            if self.lost:
-                self.did, self.plan = trial.aimless()
+            if not self.did:
+                self.did = f"found a {self.target} too late" if self.found else f"found no {self.target} in time"
+            if not self.plan:
+                places = self.unseen()
+                self.plan = f"look in {places[0]}, which I have not seen yet" if places else "look everywhere again"
+                self.plan = self.where() if self.found else self.plan
 
     def reflect(self, trial: Trial) -> str:
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
@@ -98,6 +103,15 @@ class _HouseholdSession(Session):
             return f"put two {self.target}s in a {self.place}, one after the other"
         change = f", {self.verb} it with a {self.tool}" if self.verb else ""
         return f"find a {self.target}{change} and put it in a {self.place}"
+
+    def where(self) -> str:
+        """``take the mug 1 from the countertop 2``: the first target that was taken."""
+        return "take the " + self.found.removeprefix("take ").replace(" from ", " from the ")
+
+    def unseen(self) -> list[str]:
+        """The receptacles that may hold the target and have not shown what they hold, those without a door first."""
+        left = [x for x in self.rooms if x not in self.looked and accepts(x.split()[0], self.target)]
+        return sorted(left, key=lambda x: has_door(x.split()[0]))
 
 
 class _Trial:
@@ -113,7 +127,6 @@ class _Trial:
         self.changed = False
         self.placed = 0
         self.visited: list[str] = []
-        self.found = ""
         self.opening = f"I need to {session.aim()}. "
         self.advised = False
 
@@ -125,11 +138,8 @@ class _Trial:
         if slip == "empty_hands":
             yield from self._light_first()
             return
-        if of.lost and not slip:
-            for command in of.env.walkthrough(of.task):  # type: ignore[attr-defined]
-                yield from self._do(self._reason(command), command)
-        elif again and of.found and not slip:
-            yield from self._fetch(of.found)
+        if again and not slip:
+            yield from self._fetch(of.found) if of.found else self._search()
         while (command := self._advice()) is not None:
             if slip and (departs := self._departure(slip, command)):
                 yield from departs
@@ -156,7 +166,7 @@ class _Trial:
 
     def _wrong_object(self, command: str, other: str) -> Steps:
         of, place = self.of, command.split(" from ")[1]
-        self.found = command
+        of.found = command
         of.did = f"took the {other} instead of a {of.target}"
         of.plan = f"take the {_object(command)} from the {place}, and look at its name before I go on"
         yield from self._do(f"I take the {other}.", f"take {other} from {place}")
@@ -180,53 +190,53 @@ class _Trial:
     def _unchanged(self) -> Steps:
         of = self.of
         of.did = f"put the {self.held} away without using the {of.tool} to {of.verb} it"
-        of.plan = f"{self._where()}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        of.plan = f"{of.where()}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
         yield from self._put(self.held, self._first(of.place))
         yield from self._done()
 
     def _wrong_place(self, place: str) -> Steps:
         of = self.of
         of.did = f"brought the {self.held} to the {place} instead of a {of.place}"
-        of.plan = f"{self._where()} and bring it to the {self._first(of.place)}"
+        of.plan = f"{of.where()} and bring it to the {self._first(of.place)}"
         yield from self._put(self.held, place)
         yield from self._done()
 
     def _one_only(self) -> Steps:
         of = self.of
         of.did = f"put only one {of.target} in the {of.place} and stopped"
-        of.plan = f"{self._where()}, put it in the {self._first(of.place)}, then look for another {of.target}"
+        of.plan = f"{of.where()}, put it in the {self._first(of.place)}, then look for another {of.target}"
         yield from self._done()
 
     def _light_first(self) -> Steps:
         """Find the lamp, turn it on, and think that this was the task."""
         of = self.of
-        yield from self._light()
+        if not (yield from self._light()):
+            return
         of.did = f"turned on the {of.lamp} without a {of.target} in my hands"
         of.plan = f"take a {of.target} first and then use the {of.lamp} on the {self.here}"
         yield from self._done()
 
-    def _light(self) -> Steps:
-        """Look for the lamp, likely places first, and turn it on."""
+    def _light(self) -> Generator[tuple[str, str], str, bool]:
+        """Look for the lamp, likely places first, and turn it on; says whether there was one."""
         of = self.of
         for place in sorted(of.rooms, key=lambda x: x.split()[0] not in _STANDS):
-            yield from self._do(f"I look for a {of.lamp} in {place}.", f"go to {place}")
-            if lamps := [o for o in _THING.findall(self.seen) if o.startswith(of.lamp)]:
-                yield from self._do(f"I turn on the {lamps[0]}.", f"use {lamps[0]}")
-                return
+            if not of.lamp_at[1] and place not in self.visited:
+                yield from self._do(f"I look for a {of.lamp} in {place}.", f"go to {place}")
+        place, lamp = of.lamp_at
+        if not lamp:
+            return False
+        if self.here != place:
+            yield from self._do(f"The {lamp} is on {place}.", f"go to {place}")
+        yield from self._do(f"I turn on the {lamp}.", f"use {lamp}")
+        return True
 
     def _wander(self) -> Steps:
-        """Walk between two places that were looked at already, until the trial ends."""
+        """Walk between two places, until the trial ends."""
         pair = self.of.rng.sample(self.of.rooms, 2)
+        self.of.did = f"went back and forth between {pair[0]} and {pair[1]}"
         while True:
             for place in pair:
                 yield from self._do(f"Maybe the {self.of.target} is in {place}.", f"go to {place}")
-
-    def aimless(self) -> tuple[str, str]:
-        """What went wrong when nothing else did: the trial was over too soon."""
-        of = self.of
-        route = of.env.walkthrough(of.task)  # type: ignore[attr-defined]
-        first = route[0].removeprefix("go to ") if route else "every place once"
-        return f"did not manage to {of.aim()} in time", f"look in {first} first and visit no place twice"
 
     # ---- parts of a trial
 
@@ -250,17 +260,21 @@ class _Trial:
             pass
         if self.seen == "Nothing happens.":
             return
-        verb, _, rest = command.partition(" ")
+        of, (verb, _, rest) = self.of, command.partition(" ")
         if verb == "go":
             self.here = rest.removeprefix("to ")
             self.visited.append(self.here)
         elif verb == "take":
             self.held = _object(command)
-            self.found = self.found or (command if self.held.split()[0] == self.of.target else "")
+            of.found = of.found or (command if self.held.split()[0] == of.target else "")
         elif verb == "move":
             self.held, self.changed, self.placed = "", False, self.placed + 1
-        elif verb == self.of.verb:
+        elif verb == of.verb:
             self.changed = True
+        if verb in ("go", "open") and f"{self.here} is closed" not in self.seen:
+            of.looked.add(self.here)
+            lamps = [o for o in _THING.findall(self.seen) if of.lamp and o.startswith(of.lamp)]
+            of.lamp_at = (self.here, lamps[0]) if lamps else of.lamp_at
 
     def _fetch(self, take: str) -> Steps:
         """Go straight to the thing of the last trial."""
@@ -268,6 +282,16 @@ class _Trial:
         yield from self._do(f"I know where the {thing} is.", f"go to {place}")
         yield from self._open(place)
         yield from self._do(f"Here is the {thing}. I take it.", take)
+
+    def _search(self) -> Steps:
+        """Look where the trials before have not, until there is a target to take."""
+        of = self.of
+        for place in of.unseen():
+            yield from self._do(f"I have not looked in {place} yet.", f"go to {place}")
+            yield from self._open(place)
+            if things := [o for o in _THING.findall(self.seen) if o.split()[0] == of.target]:
+                yield from self._do(f"Here is the {things[0]}. I take it.", f"take {things[0]} from {place}")
+                return
 
     def _put(self, thing: str, place: str) -> Steps:
         if self.here != place:
@@ -311,10 +335,6 @@ class _Trial:
     def _first(self, kind: str) -> str:
         """The first receptacle of a class that the game names."""
         return next((x for x in self.of.rooms if x.split()[0] == kind), kind)
-
-    def _where(self) -> str:
-        """``take the mug 1 from the countertop 2``, of the first target that was taken."""
-        return "take the " + self.found.removeprefix("take ").replace(" from ", " from the ")
 
 
 def _object(command: str) -> str:
