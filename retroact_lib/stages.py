@@ -81,7 +81,7 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     env, data = environment(config), config.data
     used = data.il_tasks + data.rl_tasks
     seen = _generated(config, "seen", data.test_tasks) if "seen" in env.splits else []
-    train = _generated(config, "train", used + data.test_tasks - len(seen), config.seed)
+    train = _generated(config, "train", used + (0 if seen else data.test_tasks), config.seed)
     sets = {
         "il": train[: data.il_tasks],
         "rl": train[data.il_tasks : used],

@@ -122,7 +122,7 @@ class Engine:
     def open(self, game: Path | str, expert: str | None = None, seed: int = 0) -> Play:
         """Start the game in the file `game` (``game.tw-pddl``), with an expert at its side if one is named.
 
-        Raises GameFailed if it cannot be loaded. The planner searches blindly: it may take minutes in a large room.
+        Raises GameFailed if it cannot be loaded. The planner searches blindly, which may take long in a large room.
         """
         return Play(self, str(game), expert, seed)
 

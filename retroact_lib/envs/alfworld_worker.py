@@ -30,7 +30,7 @@ PUT, OLD_PUT = 'template :: "move {o} to {r}"', 'template :: "put {o} in/on {r}"
 """How games word a put, and older ones did; the present word is the one that the engine takes for both."""
 _GOAL = re.compile(r'(?<="Your task is to: )(?:\\.|[^"\\])*?(?=\.?")')
 GAMES_KEPT = 512
-"""Translated games kept in memory, about 0.3 MB each."""
+"""Games whose translations are kept in memory; a translation is text of 0.1 to 1 MB."""
 
 
 class CachedParser:

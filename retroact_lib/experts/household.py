@@ -43,8 +43,8 @@ _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan:
 class HouseholdExpert(Expert):
     """Plays by one of the package's experts, `guide`; after a failed trial it goes straight to what it has seen.
 
-    ``handcoded`` searches, as an agent must. ``planner`` knows the whole household and takes the shortest way, for
-    which it searches blindly through all states: minutes in a kitchen.
+    ``handcoded`` searches, as an agent must. ``planner`` knows the whole household and goes straight to its end; it
+    finds the way by a blind search through all states, which may take long in a large room.
     """
 
     def __init__(self, guide: str = "handcoded") -> None:
@@ -87,10 +87,11 @@ class _HouseholdSession(Session):
             trial.guide.close()
             if not self.did:
                 self.did = f"found a {self.target} too late" if self.found else f"found no {self.target} in time"
-            if not self.plan:
+            if not self.plan and self.found:
+                self.plan = self.where()
+            elif not self.plan:
                 places = self.unseen()
                 self.plan = f"look in {places[0]}, which I have not seen yet" if places else "look everywhere again"
-                self.plan = self.where() if self.found else self.plan
 
     def reflect(self, trial: Trial) -> str:
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
