@@ -87,6 +87,28 @@ def success_by_family(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] =
     return ax
 
 
+def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, ax: plt.Axes):
+    """Success after each epoch: one line for each kind of task, all tasks in black with their band.
+
+    Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch.
+    """
+    colours = [colour for _, colour in ARMS.values()]
+    for i, (family, rows) in enumerate(families.groupby("family")):
+        name = f"{family} (n = {rows['n'].min()})"
+        ax.plot(
+            rows["epoch"], 100 * rows["success"], marker="o", ms=4, lw=1, color=colours[i % len(colours)], label=name
+        )
+    epoch, n = everything["epoch"], everything["n"].min()
+    ax.plot(epoch, 100 * everything["success"], color="black", lw=2.5, label=f"all (n = {n}), 95 % interval")
+    ax.fill_between(
+        epoch, 100 * everything["success_low"], 100 * everything["success_high"], color="black", alpha=0.1, lw=0
+    )
+    ax.set(xlabel="epochs of imitation", ylabel="validation tasks solved (%)", ylim=(-2, 102))
+    ax.set_xticks(sorted(epoch))
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def training_curve(metrics: pd.DataFrame, ax: plt.Axes, columns: dict[str, str], ylabel: str):
     """Columns of a run's metrics over its updates; `columns` maps a column to its label."""
     colours = ("#0072B2", "#D55E00", "#009E73")

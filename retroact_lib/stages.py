@@ -57,6 +57,17 @@ class NothingToLearn(ValueError):
     """No rollout left an example with a reward."""
 
 
+class AfterEpoch(Run):
+    """The policy as it was after an epoch of stage 1, for whatever starts from a run's policy."""
+
+    def __init__(self, run: Run, epoch: int):
+        super().__init__(run.path, {**run.manifest, "key": f"{run.key}-epoch{epoch}"})
+        self.epoch = epoch
+
+    def file(self, name: str) -> Path:
+        return super().file(training.EPOCH_ADAPTER.format(self.epoch) if name == ADAPTER else name)
+
+
 def environment(config: StudyConfig) -> Env:
     """The environment that the settings name. Raises ValueError for an unknown one."""
     return _environment(config.env, config.data.official_data, tuple(_env_options(config).items()))
@@ -251,6 +262,15 @@ def evaluate(config: StudyConfig, start: Run | None, arm: str, split: str, mode:
     trajectories = evaluation_trajectories(config, start, split, mode)
     trials = evaluation_modes(config)[mode].trials
     return outcomes(trajectories, trials, arm=arm, split=split, mode=mode, seed=config.seed)
+
+
+def learning_curve(config: StudyConfig) -> pd.DataFrame:
+    """Greedy outcomes on the validation tasks after each epoch of stage 1, the column `epoch`; 0 is the base model."""
+    run, last = train_sft(config), config.sft.sft_epochs
+    policies = [None, *(AfterEpoch(run, epoch) for epoch in range(1, last)), run]
+    arms = ["base"] + ["sft"] * last
+    tables = [evaluate(config, policy, arm, "validation", "greedy") for policy, arm in zip(policies, arms, strict=True)]
+    return pd.concat([table.assign(epoch=epoch) for epoch, table in enumerate(tables)], ignore_index=True)
 
 
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:

@@ -21,19 +21,26 @@ from retroact_lib.config import RLConfig, SFTConfig
 from retroact_lib.examples import Batch, Example, collate, micro_batches
 from retroact_lib.policy import Policy
 from retroact_lib.progress import progress
-from retroact_lib.runs import Run, peak_memory_gib
+from retroact_lib.runs import Run, peak_memory_gib, replace_folder
+
+EPOCH_ADAPTER = "adapter-epoch{}"
+"""Folder of the adapters after an epoch of stage 1, counted from 1."""
 
 
 def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run, seed: int) -> None:
     """Stage 1: one cross-entropy over planner and reflector examples. Trains `policy` in place.
 
-    Raises ValueError for empty data or an example without an agent token.
+    The adapters after every epoch but the last stay in the run's folder, under `EPOCH_ADAPTER`. Raises ValueError for
+    empty data or an example without an agent token.
     """
     examples = _usable(examples, config.max_tokens)
-    updates = -(-len(examples) // config.sft_batch) * config.sft_epochs
+    per_epoch = -(-len(examples) // config.sft_batch)
+    updates = per_epoch * config.sft_epochs
     plan = _plan(len(examples), config.sft_batch, updates, seed)
     trainer = Trainer(policy, run, config, config.sft_lr, config.sft_warmup, updates, seed)
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
+        if update and update % per_epoch == 0:
+            replace_folder(run.path / EPOCH_ADAPTER.format(update // per_epoch), policy.save)
         rows = [examples[i] for i in plan[update]]
         trainer.update([Term(rows, _il_term)])
 

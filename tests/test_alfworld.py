@@ -353,9 +353,23 @@ def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
     monkeypatch.setitem(household.SLIPS, task.family, ("wandered",))
     done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
-    planned = household.re.search(r"look in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
+    planned = household.re.search(r" in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
     assert planned not in {turn.action.removeprefix("go to ") for turn in done.trials[0].turns}
     assert done.trials[1].turns[0].action == f"go to {planned}"
+
+
+@pytest.mark.parametrize("kind, number", [("pick_two_obj_and_place", 232), ("look_at_obj_in_light", 331)])
+def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp_path, kind, number):
+    """In these two games the package's expert looks again into what it has just seen."""
+    engine = Engine()
+    games.make(games.draw("train", kind, number), tmp_path / "train", engine)
+    env = ALFWorld(data=tmp_path)
+    (task,) = env.tasks("train")
+    turns = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns
+    taken = next(i for i, turn in enumerate(turns) if turn.action.startswith("take"))
+    before = {turn.action for turn in turns[:taken]}
+    wanted = task.meta["lamp"] or task.meta["target"]
+    assert all(f" {wanted} " in turn.observation for turn in turns[taken:] if turn.action in before)
 
 
 def test_the_planner_can_be_the_expert(env):

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from retroact_lib import paths, rollout, stages
+from retroact_lib import paths, rollout, stages, training
 from retroact_lib.config import load_config
 from retroact_lib.decoding import Reply
 from retroact_lib.envs.base import Task
@@ -144,6 +145,30 @@ def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
     assert (run.path / stages.ADAPTER / "adapter_model.safetensors").exists()
     assert stages.train_sft(config).manifest == manifest
     assert stages.train_sft(config.change(sft_lr=1e-5)).key != run.key
+
+
+def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
+    after, update = [], training.Trainer.update
+
+    def recorded(self, *arguments):
+        update(self, *arguments)
+        after.append({name: weight.clone() for name, weight in self.policy.adapter_state().items()})
+
+    monkeypatch.setattr(training.Trainer, "update", recorded)
+    curve = stages.learning_curve(config)
+    assert curve.groupby("epoch")["arm"].unique().str[0].tolist() == ["base", "sft", "sft"]
+    assert (
+        set(curve["split"]) == {"validation"} and (curve.groupby("epoch").size() == config.data.validation_tasks).all()
+    )
+    first = stages.load_policy(config, stages.AfterEpoch(stages.train_sft(config), 1)).adapter_state()
+    assert all(torch.equal(weight, after[len(after) // 2 - 1][name]) for name, weight in first.items())
+    assert any(not torch.equal(weight, after[-1][name]) for name, weight in first.items())
+    (folder,) = stages.train_sft(config).path.glob("adapter-epoch*")
+    shutil.rmtree(folder)
+    for run in folder.parents[1].glob("rollouts-*"):
+        shutil.rmtree(run)
+    with pytest.raises(ValueError, match="adapter-epoch1 is missing from a finished run; delete"):
+        stages.learning_curve(config)
 
 
 def test_stages_share_one_model_and_leave_nothing_in_it(config):

@@ -1,7 +1,8 @@
 """The expert for ALFWorld: the package's handcoded one with thoughts, slips as people make them, and second attempts.
 
 The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
-over at any step. A slip is what the hasty do: put the thing away unwashed, take another thing, bring it to another
+over at any step. What it saw it forgets as soon as it looks for something else; ours goes back to what it saw, or on to
+where it has not been. A slip is what the hasty do: put the thing away unwashed, take another thing, bring it to another
 place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around, because a
 household has no way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
 """
@@ -66,14 +67,15 @@ class _HouseholdSession(Session):
         self.env, self.task, self.rng, self.guide = env, task, rng, guide
         self.target, self.place, self.lamp = (task.meta[name] for name in ("target", "place", "lamp"))
         self.verb, self.tool = TOOLS.get(task.family, ("", ""))
+        self.two = task.family == "pick_two_obj_and_place"
         self.rooms = _THING.findall(task.question.partition("Your task is to")[0])
         """The receptacles, as the game names them."""
         self.slip = rng.choice(SLIPS[task.family]) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
-        self.found = ""
-        """``take O from X`` of the first target that was taken."""
         self.looked: set[str] = set()
         """The receptacles whose contents were seen."""
+        self.sights: dict[str, str] = {}
+        """Target -> the receptacle where it was first seen."""
         self.lamp_at = ("", "")
         """The receptacle where a lamp was seen, and the lamp."""
 
@@ -85,13 +87,18 @@ class _HouseholdSession(Session):
             yield from trial.run(slip, bool(reflections))
         finally:
             trial.guide.close()
-            if not self.did:
-                self.did = f"found a {self.target} too late" if self.found else f"found no {self.target} in time"
-            if not self.plan and self.found:
-                self.plan = self.where()
-            elif not self.plan:
-                places = self.unseen()
-                self.plan = f"look in {places[0]}, which I have not seen yet" if places else "look everywhere again"
+            self._account()
+
+    def _account(self) -> None:
+        """Say what went wrong where no slip says it: something was found too late, or not at all."""
+        known = self.seen()[: 2 if self.two else 1]
+        missing = f"second {self.target}" if known and self.two and len(known) < 2 else "" if known else self.target
+        if not missing and not self.lamp_at[1]:
+            missing = self.lamp
+        self.did = self.did or (f"found no {missing} in time" if missing else f"found the {self.target} too late")
+        places = self.stands() if missing == self.lamp else self.unseen()
+        search = f"look for a {missing} in {places[0]}, which I have not seen" if places else "look everywhere again"
+        self.plan = self.plan or ", then ".join([*known, search] if missing else known)
 
     def reflect(self, trial: Trial) -> str:
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
@@ -100,19 +107,24 @@ class _HouseholdSession(Session):
         """The task in the expert's words."""
         if self.lamp:
             return f"find a {self.target}, take it and turn on a {self.lamp}"
-        if self.task.family == "pick_two_obj_and_place":
+        if self.two:
             return f"put two {self.target}s in a {self.place}, one after the other"
         change = f", {self.verb} it with a {self.tool}" if self.verb else ""
         return f"find a {self.target}{change} and put it in a {self.place}"
 
-    def where(self) -> str:
-        """``take the mug 1 from the countertop 2``: the first target that was taken."""
-        return "take the " + self.found.removeprefix("take ").replace(" from ", " from the ")
+    def seen(self) -> list[str]:
+        """``take the mug 1 from the countertop 2``, for every target that was seen."""
+        return [f"take the {thing} from the {place}" for thing, place in self.sights.items()]
 
     def unseen(self) -> list[str]:
         """The receptacles that may hold the target and have not shown what they hold, those without a door first."""
         left = [x for x in self.rooms if x not in self.looked and accepts(x.split()[0], self.target)]
         return sorted(left, key=lambda x: has_door(x.split()[0]))
+
+    def stands(self) -> list[str]:
+        """The receptacles that a lamp may stand on and that were not looked at, the likely ones first."""
+        left = [x for x in self.rooms if x not in self.looked and not has_door(x.split()[0])]
+        return sorted(left, key=lambda x: x.split()[0] not in _STANDS)
 
 
 class _Trial:
@@ -127,12 +139,13 @@ class _Trial:
         self.held = ""
         self.changed = False
         self.placed = 0
-        self.visited: list[str] = []
+        self.taken: set[str] = set()
+        self.moved = False
+        self.searched = False
         self.opening = f"I need to {session.aim()}. "
         self.advised = False
 
     def run(self, slip: str, again: bool) -> Steps:
-        of = self.of
         if slip == "wandered":
             yield from self._wander()
             return
@@ -140,12 +153,16 @@ class _Trial:
             yield from self._light_first()
             return
         if again and not slip:
-            yield from self._fetch(of.found) if of.found else self._search()
+            yield from self._take()
         while (command := self._advice()) is not None:
             if slip and (departs := self._departure(slip, command)):
                 yield from departs
                 return
-            yield from self._do(self._reason(command), command)
+            if command.startswith("go ") and not self.searched and (self.of.lamp if self.held else self.placed):
+                self.searched = True
+                yield from self._light() if self.held else self._take()
+            else:
+                yield from self._do(self._reason(command), command)
 
     # ---- slips
 
@@ -167,7 +184,6 @@ class _Trial:
 
     def _wrong_object(self, command: str, other: str) -> Steps:
         of, place = self.of, command.split(" from ")[1]
-        of.found = command
         of.did = f"took the {other} instead of a {of.target}"
         of.plan = f"take the {_object(command)} from the {place}, and look at its name before I go on"
         yield from self._do(f"I take the {other}.", f"take {other} from {place}")
@@ -191,21 +207,23 @@ class _Trial:
     def _unchanged(self) -> Steps:
         of = self.of
         of.did = f"put the {self.held} away without using the {of.tool} to {of.verb} it"
-        of.plan = f"{of.where()}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        of.plan = f"{of.seen()[0]}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
         yield from self._put(self.held, self._first(of.place))
         yield from self._done()
 
     def _wrong_place(self, place: str) -> Steps:
         of = self.of
         of.did = f"brought the {self.held} to the {place} instead of a {of.place}"
-        of.plan = f"{of.where()} and bring it to the {self._first(of.place)}"
+        of.plan = f"{of.seen()[0]} and bring it to the {self._first(of.place)}"
         yield from self._put(self.held, place)
         yield from self._done()
 
     def _one_only(self) -> Steps:
         of = self.of
         of.did = f"put only one {of.target} in the {of.place} and stopped"
-        of.plan = f"{of.where()}, put it in the {self._first(of.place)}, then look for another {of.target}"
+        of.plan = ", then ".join(
+            [f"{of.seen()[0]}, put it in the {self.here}", *(of.seen()[1:2] or [f"look for another {of.target}"])]
+        )
         yield from self._done()
 
     def _light_first(self) -> Steps:
@@ -220,15 +238,15 @@ class _Trial:
     def _light(self) -> Generator[tuple[str, str], str, bool]:
         """Look for the lamp, likely places first, and turn it on; says whether there was one."""
         of = self.of
-        for place in sorted(of.rooms, key=lambda x: x.split()[0] not in _STANDS):
-            if not of.lamp_at[1] and place not in self.visited:
-                yield from self._do(f"I look for a {of.lamp} in {place}.", f"go to {place}")
+        for place in of.stands():
+            if not of.lamp_at[1]:
+                yield from self._do(f"I look for a {of.lamp} at {place}.", f"go to {place}")
         place, lamp = of.lamp_at
         if not lamp:
             return False
         if self.here != place:
             yield from self._do(f"The {lamp} is on {place}.", f"go to {place}")
-        yield from self._do(f"I turn on the {lamp}.", f"use {lamp}")
+        yield from self._do(self._reason(f"use {lamp}"), f"use {lamp}")
         return True
 
     def _wander(self) -> Steps:
@@ -263,32 +281,36 @@ class _Trial:
             return
         of, (verb, _, rest) = self.of, command.partition(" ")
         if verb == "go":
-            self.here = rest.removeprefix("to ")
-            self.visited.append(self.here)
+            self.here, self.moved = rest.removeprefix("to "), True
         elif verb == "take":
             self.held = _object(command)
-            of.found = of.found or (command if self.held.split()[0] == of.target else "")
+            self.taken.add(self.held)
         elif verb == "move":
             self.held, self.changed, self.placed = "", False, self.placed + 1
         elif verb == of.verb:
             self.changed = True
         if verb in ("go", "open") and f"{self.here} is closed" not in self.seen:
             of.looked.add(self.here)
+            for thing in _THING.findall(self.seen):
+                if thing.split()[0] == of.target:
+                    of.sights.setdefault(thing, self.here)
             lamps = [o for o in _THING.findall(self.seen) if of.lamp and o.startswith(of.lamp)]
             of.lamp_at = (self.here, lamps[0]) if lamps else of.lamp_at
 
-    def _fetch(self, take: str) -> Steps:
-        """Go straight to the thing of the last trial."""
-        thing, place = _object(take), take.split(" from ")[1]
-        yield from self._do(f"I know where the {thing} is.", f"go to {place}")
-        yield from self._open(place)
-        yield from self._do(f"Here is the {thing}. I take it.", take)
-
-    def _search(self) -> Steps:
-        """Look where the trials before have not, until there is a target to take."""
+    def _take(self) -> Steps:
+        """Go straight to a target that was seen; otherwise look where no trial has, until there is one to take."""
         of = self.of
+        other = "another" if self.placed else "a"
+        known = [(thing, place) for thing, place in of.sights.items() if thing not in self.taken]
+        if known:
+            thing, place = known[0]
+            if self.here != place:
+                yield from self._do(f"I saw the {thing} at {place}.", f"go to {place}")
+            yield from self._open(place)
+            yield from self._do(f"Here is the {thing}. I take it.", f"take {thing} from {place}")
+            return
         for place in of.unseen():
-            yield from self._do(f"I have not looked in {place} yet.", f"go to {place}")
+            yield from self._do(f"I look for {other} {of.target} where I have not been, in {place}.", f"go to {place}")
             yield from self._open(place)
             if things := [o for o in _THING.findall(self.seen) if o.split()[0] == of.target]:
                 yield from self._do(f"Here is the {things[0]}. I take it.", f"take {things[0]} from {place}")
@@ -318,7 +340,7 @@ class _Trial:
                 return f"Now I {of.verb} it. I go to {place}."
             return f"I look for a {of.lamp} at {place}." if of.lamp else f"I bring it to {place}."
         if verb == "go":
-            if not self.visited:
+            if not self.moved:
                 return f"A {of.target} may be in {place}."
             if f" {of.target} " in self.seen or self.placed:
                 return f"I look for another {of.target}, in {place}."
@@ -330,7 +352,7 @@ class _Trial:
         if verb == "move":
             return f"I put the {self.held} there."
         if verb == "use":
-            return f"I turn on the {rest} and look at the {self.held}."
+            return f"I turn on the {rest}{f' and look at the {self.held}' if self.held else ''}."
         return f"I {verb} the {self.held}." if verb == of.verb else "I look closer."
 
     def _first(self, kind: str) -> str:
