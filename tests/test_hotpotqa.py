@@ -120,7 +120,7 @@ def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
             assert q.answer in " ".join(words[1]) and q.answer not in words[0]
             assert second in said[0] and second not in q.text
         if q.family.startswith("yesno"):
-            same = said[0].replace(first, "") == said[1].replace(second, "")
+            same = said[0].removeprefix(first) == said[1].removeprefix(second)
             assert q.answer == ("yes" if same else "no")
         if q.family in ("comparison_population", "comparison_area"):
             values = {name: int("".join(c for c in text if c.isdigit())) for name, text in said_of.items()}
@@ -170,7 +170,9 @@ def test_an_episode_searches_looks_up_and_is_scored_once():
     assert last.done and last.reward == pytest.approx(2 / 3) == episode.reward()
     assert episode.step("Finish[Springfield]") is last
     assert HotpotQA().start(task).step("Finish[in springfield]").reward == pytest.approx(2 / 3)
-    assert HotpotQA().start(task).step("Finish[The Springfield.]").reward == 1.0
+    assert not episode.success()
+    exact = HotpotQA().start(task)
+    assert exact.step("Finish[The Springfield.]").reward == 1.0 and exact.success()
 
 
 def test_open_retrieval_sees_what_the_question_does_not_bring(env):

@@ -195,6 +195,10 @@ class HotpotEpisode(Episode):
         """`f1_score` of the answer that was given; 0 without one."""
         return 0.0 if self._given is None else f1_score(self._given, self._answer)
 
+    def success(self) -> bool:
+        """Whether the answer that was given is an exact match."""
+        return self._given is not None and exact_match(self._given, self._answer)
+
     def _search(self, name: str) -> str:
         library = self._library
         exact = library.titled(name)
