@@ -46,7 +46,7 @@ PAD_TOKEN = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data package, known by its digest."""
+    """One file of a data package, or one folder of files, known by its digest."""
 
     name: str
     """File name, the key of `data_file`."""
@@ -89,6 +89,24 @@ DATA_FILES = (
         licence="CC BY-SA 4.0",
         source="InterCode-SQL questions (Yang et al. 2023), as shipped by the PyPI package intercode-bench",
     ),
+    DataFile(
+        name="countryinfo",
+        requirement="countryinfo==1.0.1",
+        module="countryinfo",
+        path="data",
+        sha256="b75306442947172f7af1e6a7e6d577a2d1dbdd0e6a190a0db0d48ee4781368b8",
+        licence="MIT",
+        source="Facts about countries, as shipped by the PyPI package countryinfo",
+    ),
+    DataFile(
+        name="elements.db",
+        requirement="mendeleev==1.3.0",
+        module="mendeleev",
+        path="elements.db",
+        sha256="8a6312b57603e22c58ab28005bb8cacfbff721bc859eea8ddc2b784c17ffd717",
+        licence="MIT",
+        source="Facts about chemical elements, as shipped by the PyPI package mendeleev",
+    ),
 )
 
 
@@ -107,7 +125,7 @@ def data_file(name: str) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     for folder in folders:
         path = Path(folder, *file.path.split("/"))
-        if path.is_file():
+        if path.exists():
             return path
     raise FileNotFoundError(f"{name} is not installed: run 'make setup', or {_pip_line(file)}")
 
@@ -143,7 +161,11 @@ def _pip_line(file: DataFile, flags: str = "") -> str:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces. Raises OSError if the file cannot be read."""
+    """Hex SHA-256 of a file's bytes, or of a folder's files and their names. Raises OSError if one cannot be read."""
+    path = Path(path)
+    if path.is_dir():
+        files = [f"{file.name} {sha256_of(file)}\n" for file in sorted(path.iterdir())]
+        return hashlib.sha256("".join(files).encode()).hexdigest()
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -25,6 +25,8 @@ class DataConfig:
     """Path or URL of the environment's official task file; empty for the embedded tasks alone."""
     describe: str = "mysql"
     """InterCode-SQL: DESC shows all six fields (``mysql``), name and type (``compact``), or names only (``names``)."""
+    retrieval: str = "distractor"
+    """HotpotQA: a search sees the question's own ten paragraphs (``distractor``), or those of all (``open``)."""
     observation_chars: int = 400
     """An observation longer than this is cut."""
     families: str = "all"
@@ -47,8 +49,9 @@ class DataConfig:
     """Share of expert episodes whose first trial holds a mistake."""
 
     def __post_init__(self):
-        known = ("mysql", "compact", "names")
-        _require(self.describe in known, f"describe is {self.describe!r}; expected one of {known}.")
+        for name, known in (("describe", ("mysql", "compact", "names")), ("retrieval", ("distractor", "open"))):
+            value = getattr(self, name)
+            _require(value in known, f"{name} is {value!r}; expected one of {known}.")
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
@@ -356,6 +359,11 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
             max_columns=2,
             max_steps=6,
         ),
+    },
+    "hotpotqa": {
+        "smoke": dict(families="bridge_capital", max_steps=4),
+        "laptop": dict(max_steps=5),
+        "paper": dict(max_steps=5),
     },
     "alfworld": {
         "smoke": dict(families="look_at_obj_in_light", max_steps=12),

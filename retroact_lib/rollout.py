@@ -72,8 +72,7 @@ def _attempt(
             read = policy.encode(prompts.environment_text(step, answer.observation))
             if answer.done or repeats == config.max_repeats or reply.context + len(read) > config.room:
                 break
-        reward = episode.reward()
-        return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, reward, reward >= env.success_reward)
+        return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, episode.reward(), episode.success())
     finally:
         episode.close()
 

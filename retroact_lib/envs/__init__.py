@@ -6,10 +6,11 @@ from importlib import import_module
 
 from retroact_lib.envs.base import Env
 
-ENVIRONMENTS = {"intercode_sql": "InterCodeSQL", "alfworld": "ALFWorld"}
+ENVIRONMENTS = {"intercode_sql": "InterCodeSQL", "hotpotqa": "HotpotQA", "alfworld": "ALFWorld"}
 """Name, which is the module's, -> class."""
 PARTS = {
     "intercode_sql": ("spider", "sql_engine", "sql_words", "sql_tasks"),
+    "hotpotqa": ("hotpot_articles", "hotpot_questions"),
     "alfworld": ("alfworld_games", "alfworld_engine", "alfworld_worker"),
 }
 """Name -> the other modules that it is made of: a change of their code makes finished runs stale."""

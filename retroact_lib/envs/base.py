@@ -45,6 +45,10 @@ class Episode(ABC):
     def reward(self) -> float:
         """The evaluator's verdict in [0, 1] on the present state: what a trial cut off at the step limit earns."""
 
+    def success(self) -> bool:
+        """Whether the trial, as it stands, has reached its end: by default, the full reward."""
+        return self.reward() >= 1.0
+
     def close(self) -> None:  # noqa: B027
         """Give back what the episode holds."""
 
@@ -67,8 +71,6 @@ class Env(ABC):
     """The planner's instruction: the goal, the format, the actions."""
     max_steps: ClassVar[int]
     """Default number of actions in a trial."""
-    success_reward: ClassVar[float] = 1.0
-    """A trial is a success when its reward reaches this."""
 
     @abstractmethod
     def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:

@@ -7,15 +7,9 @@ InterCode, and ``official`` those of a file in the format of its ``ic_spider_dev
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import json
 import math
-import os
 import random
 import re
-import tempfile
-import urllib.request
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -27,10 +21,10 @@ from scipy.stats import kendalltau
 from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.official import read_list
 from retroact_lib.envs.spider import load_databases, real_questions
 from retroact_lib.envs.sql_engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.sql_tasks import GOLD_SECONDS, generate
-from retroact_lib.paths import cache_dir
 
 DATABASES: dict[str, tuple[str, ...]] = {
     "train": (
@@ -63,7 +57,6 @@ _SUBMIT = re.compile(r"submit(?:\s*\[.*\])?\.?", re.I | re.S)
 _ERROR = "Error executing query: "
 _NO_SQL = _ERROR + "Your last `execute` action did not contain sql code"
 _NOTHING = "None"
-_DOWNLOAD_SECONDS = 60
 
 
 class InterCodeSQL(Env):
@@ -227,13 +220,7 @@ class InterCodeSQL(Env):
     def _official(self) -> list[dict[str, str]]:
         if self.data is None:
             raise ValueError("the split 'official' needs InterCode's ic_spider_dev.json: pass its path or URL as data.")
-        path = _fetched(str(self.data))
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.data} cannot be read as JSON: {error}.") from None
-        if not isinstance(entries, list):
-            raise ValueError(f"{self.data} must hold a JSON list of questions, not a {type(entries).__name__}.")
+        entries = read_list(self.data)
         for number, entry in enumerate(entries):
             for key in ("db", "gold", "query"):
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
@@ -368,22 +355,3 @@ def _used(sql: str) -> tuple[list[str], list[str]]:
 
 def _shape(sql: str) -> str:
     return "nested" if len(re.findall(r"\bselect\b", sql, re.I)) > 1 else "simple"
-
-
-def _fetched(source: str) -> Path:
-    """A path as it is; a URL downloaded once into the cache. Raises ValueError if the download fails."""
-    if not re.match(r"https?://", source):
-        return Path(source)
-    path = cache_dir() / "downloads" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with urllib.request.urlopen(source, timeout=_DOWNLOAD_SECONDS) as answer:
-                content = answer.read()
-                json.loads(content)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise ValueError(f"cannot download {source}, or it is not JSON: {error}.") from None
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
-    return path

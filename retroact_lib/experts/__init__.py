@@ -10,13 +10,18 @@ from collections.abc import Iterable
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, stable_seed
 from retroact_lib.experts.household import HouseholdExpert
+from retroact_lib.experts.reader import ReaderExpert
 from retroact_lib.experts.sql import ScriptedSQLExpert
 from retroact_lib.progress import progress
 from retroact_lib.trajectories import Trajectory
 
-EXPERTS: dict[str, type[Expert]] = {"intercode_sql": ScriptedSQLExpert, "alfworld": HouseholdExpert}
+EXPERTS: dict[str, type[Expert]] = {
+    "intercode_sql": ScriptedSQLExpert,
+    "hotpotqa": ReaderExpert,
+    "alfworld": HouseholdExpert,
+}
 """Environment name -> its scripted expert."""
-PARTS = {"intercode_sql": ("sql", "sql_mistakes"), "alfworld": ("household",)}
+PARTS = {"intercode_sql": ("sql", "sql_mistakes"), "hotpotqa": ("reader",), "alfworld": ("household",)}
 """Environment name -> the modules of its expert."""
 
 

@@ -81,7 +81,6 @@ def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps:
     """Carry out an attempt in the environment, which alone decides what it earns."""
     episode = env.start(task)
     turns: list[Turn] = []
-    reward = None
     try:
         observation: str | None = None
         while len(turns) < max_steps:
@@ -93,15 +92,13 @@ def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps:
             observation = result.observation
             turns.append(Turn(prompts.agent_text(len(turns) + 1, thought, action), action, observation))
             if result.done:
-                reward = result.reward
                 break
             if max_repeats and [turn.action for turn in turns[-max_repeats:]] == [action] * max_repeats:
                 break
-        reward = episode.reward() if reward is None else reward
+        return Trial(list(reflections), turns, float(episode.reward()), episode.success())
     finally:
         steps.close()
         episode.close()
-    return Trial(list(reflections), turns, float(reward), reward >= env.success_reward)
 
 
 def stable_seed(seed: int, *parts: str) -> int:

@@ -1,0 +1,196 @@
+"""Articles about countries, capitals, elements and their discoverers, written from facts that two packages ship.
+
+An article is what HotpotQA's paragraphs are: a title and a few sentences, each with one fact or two. What a question
+needs is never in one article alone: an article on a country does not name its capital, one on a capital says no more
+than whose it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from retroact_lib.checkpoints import data_file
+
+REGIONS = {
+    "validation": ("Southern Europe", "Eastern Europe", "Southern Asia", "Central America"),
+    "test": ("Northern Europe", "South America", "Western Africa", "South-eastern Asia"),
+}
+"""Split -> its parts of the world; training has the others. An element goes with the country of its discovery."""
+
+REGION, PEOPLE, AREA, CURRENCY, CALLING, DOMAIN, DEMONYM, BORDERS = range(8)
+"""Sentences of an article on a country."""
+CAPITAL_OF = 0
+"""Sentence of an article on a capital that names the country."""
+SYMBOL, DISCOVERY, PLACE = range(3)
+"""Sentences of an article on an element."""
+DISCOVERED = 0
+"""Sentence of an article on a discoverer that names the elements."""
+
+_UNITED_KINGDOM = ("England", "Scotland", "Great Britain")
+_PERSON = re.compile(r"[A-Z][\w.'-]*(?: (?:[A-Z]|de |von )[\w.'-]*)+")
+
+
+@dataclass(frozen=True)
+class Country:
+    """A country or territory. `area` in square kilometres; `currency` an ISO 4217 code; `borders` are names."""
+
+    name: str
+    capital: str
+    latitude: float
+    longitude: float
+    region: str
+    population: int
+    area: int
+    currency: str
+    calling: str
+    domain: str
+    demonym: str
+    borders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Element:
+    """A chemical element whose discovery is known: `country` is one of `countries`, `discoverer` one person or ''."""
+
+    name: str
+    symbol: str
+    number: int
+    year: int
+    country: str
+    discoverer: str
+    period: int
+    weight: float
+
+
+@cache
+def countries() -> dict[str, Country]:
+    """Name -> country, of those about which every fact is known; where two lists of borders disagree, neither counts.
+
+    Raises FileNotFoundError if the package is not installed.
+    """
+    folder = data_file("countryinfo")
+    entries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    wanted = ("capital", "capital_latlng", "region", "population", "area", "currencies", "callingCodes", "demonym")
+    known = [e for e in entries if all(e.get(key) for key in (*wanted, "tld")) and isinstance(e["capital"], str)]
+    codes = {entry["ISO"]["alpha3"]: entry for entry in known}
+    capitals = Counter(entry["capital"] for entry in known)
+    found = {}
+    for code, entry in codes.items():
+        if capitals[entry["capital"]] > 1:  # Kingston and Belgrade are the capitals of two entries each
+            continue
+        borders = [
+            codes[other]["name"]
+            for other in entry.get("borders", ())
+            if other in codes and code in codes[other].get("borders", ())
+        ]
+        found[entry["name"]] = Country(
+            name=entry["name"],
+            capital=entry["capital"],
+            latitude=entry["capital_latlng"][0],
+            longitude=entry["capital_latlng"][1],
+            region=entry.get("intermediateregion") or entry["subregion"],
+            population=int(entry["population"]),
+            area=int(entry["area"]),
+            currency=entry["currencies"][0],
+            calling=f"+{entry['callingCodes'][0]}",
+            domain=entry["tld"][0],
+            demonym=entry["demonym"],
+            borders=tuple(sorted(borders)),
+        )
+    return {name: found[name] for name in sorted(found)}
+
+
+@cache
+def elements() -> dict[str, Element]:
+    """Name -> element, of those discovered in one of `countries`.
+
+    Raises FileNotFoundError if the package is not installed.
+    """
+    database = sqlite3.connect(f"file:{data_file('elements.db')}?mode=ro", uri=True)
+    try:
+        rows = database.execute(
+            "select name, symbol, atomic_number, discovery_year, discovery_location, discoverers, period, "
+            "atomic_weight from elements where discovery_year is not null order by name"
+        ).fetchall()
+    finally:
+        database.close()
+    found = {}
+    for name, symbol, number, year, place, people, period, weight in rows:
+        country = "United Kingdom" if place in _UNITED_KINGDOM else place
+        if country in countries():
+            person = people if _PERSON.fullmatch(people) else ""
+            found[name] = Element(name, symbol, number, year, country, person, period, weight)
+    return found
+
+
+@cache
+def articles() -> dict[str, list[str]]:
+    """Title -> sentences, all titles different."""
+    found = {}
+    for c in countries().values():
+        found[c.name] = [
+            f"{c.name} lies in {_the(c.region)}.",
+            f"It has {c.population:,} inhabitants.",
+            f"It covers {c.area:,} square kilometres.",
+            f"Its currency has the code {c.currency}.",
+            f"Its calling code is {c.calling}.",
+            f"Its internet domain is {c.domain}.",
+            f"Its demonym is {c.demonym}.",
+            f"It shares a border with {_and(c.borders)}." if c.borders else "It shares no land border.",
+        ]
+    for c in countries().values():
+        if c.capital not in found:
+            found[c.capital] = [
+                f"{c.capital} is the capital of {c.name}.",
+                f"It lies at {_degrees(c.latitude, 'NS')} and {_degrees(c.longitude, 'EW')}.",
+            ]
+    discovered: dict[str, list[str]] = {}
+    for e in elements().values():
+        found[e.name] = [
+            f"{e.name} is the chemical element with the symbol {e.symbol} and the atomic number {e.number}.",
+            f"It was discovered in {e.year}.",
+            f"The discovery was made in {_the(e.country)}.",
+            f"It stands in period {e.period} and has the atomic weight {e.weight:.4g}.",
+        ]
+        if e.discoverer:
+            discovered.setdefault(e.discoverer, []).append(e.name)
+    for person, names in discovered.items():
+        found[person] = [f"{person} is known for the discovery of {_and(names)}."]
+    return found
+
+
+def split_of(title: str) -> str:
+    """The split that an article belongs to: its country's, or its element's."""
+    return _splits()[title]
+
+
+@cache
+def _splits() -> dict[str, str]:
+    of_region = {region: split for split, regions in REGIONS.items() for region in regions}
+    found = {}
+    for c in countries().values():
+        found[c.name] = found[c.capital] = of_region.get(c.region, "train")
+    for e in elements().values():
+        found[e.name] = found[e.country]
+        if e.discoverer:
+            found.setdefault(e.discoverer, found[e.country])
+    return found
+
+
+def _the(place: str) -> str:
+    return f"the {place}" if place in ("Caribbean", "Channel Islands", "United States", "United Kingdom") else place
+
+
+def _and(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _degrees(value: float, signs: str) -> str:
+    return f"{abs(value):.1f} degrees {dict(N='north', S='south', E='east', W='west')[signs[value < 0]]}"

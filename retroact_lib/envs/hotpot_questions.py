@@ -1,0 +1,256 @@
+"""Questions that need two articles, with answers checked against the facts.
+
+Ten families of HotpotQA's two types: ``bridge`` (an article names the one to read next; intersections too) and
+``comparison`` (of two articles, yes or no among them). Every article that a question needs belongs to its split.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from retroact_lib.envs import hotpot_articles as facts
+from retroact_lib.envs.hotpot_articles import Country, Element
+
+TYPES = {
+    "bridge_capital": "bridge",
+    "bridge_border": "bridge",
+    "bridge_discoverer": "bridge",
+    "bridge_discovery": "bridge",
+    "intersection_border": "bridge",
+    "comparison_population": "comparison",
+    "comparison_area": "comparison",
+    "comparison_discovery": "comparison",
+    "yesno_region": "comparison",
+    "yesno_discovery": "comparison",
+}
+"""Family -> HotpotQA's type."""
+
+PER_FAMILY = {"train": 120, "validation": 24, "test": 40}
+"""At most so many questions of a family, drawn with a fixed seed."""
+
+ATTRIBUTES = {
+    "currency": (
+        facts.CURRENCY,
+        (
+            "What is the code of the currency of {}?",
+            "Which currency code does {} use?",
+            "Name the currency code of {}.",
+        ),
+    ),
+    "calling": (
+        facts.CALLING,
+        ("What is the calling code of {}?", "Which calling code does {} have?", "Name the calling code of {}."),
+    ),
+    "domain": (
+        facts.DOMAIN,
+        (
+            "What is the internet domain of {}?",
+            "Which internet domain does {} have?",
+            "Name the internet domain of {}.",
+        ),
+    ),
+    "demonym": (
+        facts.DEMONYM,
+        ("What is the demonym of {}?", "What is somebody from {} called?", "Name the demonym of {}."),
+    ),
+}
+"""Field of a country -> its sentence, and how it is asked for."""
+
+_CAPITAL = (
+    "the country whose capital is {}",
+    "the country that has {} for its capital",
+    "the country governed from its capital {}",
+)
+_NEIGHBOUR = (
+    "the only country that {} borders",
+    "the one country with which {} shares a border",
+    "the single neighbour of {}",
+)
+_PLACE = (
+    "the country where {} was discovered",
+    "the country in which the element {} was found",
+    "the country of the discovery of {}",
+)
+_FOUND = ("the element discovered by {}", "the element that {} discovered", "the element known for its discovery by {}")
+_ASKED = {
+    "symbol": (facts.SYMBOL, ("What is the symbol of {}?", "Which symbol does {} have?", "Name the symbol of {}.")),
+    "number": (
+        facts.SYMBOL,
+        ("What is the atomic number of {}?", "Which atomic number does {} have?", "Name the atomic number of {}."),
+    ),
+    "year": (
+        facts.DISCOVERY,
+        (
+            "In what year was the discovery of {} made?",
+            "When was the discovery of {} made?",
+            "Name the year of the discovery of {}.",
+        ),
+    ),
+}
+_BOTH = (
+    "Which country borders both {} and {}?",
+    "Which country shares a border with {} and with {}?",
+    "Name the country that is a neighbour of both {} and {}.",
+)
+_MORE = (
+    "Which has more inhabitants, {} or {}?",
+    "Do more people live in {} or in {}?",
+    "Which of {} and {} has the larger population?",
+)
+_LARGER = (
+    "Which is larger by area, {} or {}?",
+    "Which of {} and {} has the larger area?",
+    "Does {} or {} cover the larger area?",
+)
+_FIRST = (
+    "Which element was discovered first, {} or {}?",
+    "Which of the elements {} and {} was discovered earlier?",
+    "Was {} or {} the element to be discovered first?",
+)
+_SAME_PART = (
+    "Do {} and {} lie in the same part of the world?",
+    "Are {} and {} both in the same part of the world?",
+    "Is the part of the world of {} that of {} too?",
+)
+_SAME_PLACE = (
+    "Were {} and {} discovered in the same country?",
+    "Is the country where {} was discovered the one where {} was?",
+    "Do {} and {} share the country of their discovery?",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """`supporting` holds (title, sentence) of what must be read, in that order."""
+
+    family: str
+    text: str
+    answer: str
+    supporting: tuple[tuple[str, int], tuple[str, int]]
+
+
+def questions(split: str) -> list[Question]:
+    """The questions of a split, the same on every machine."""
+    countries = [c for c in facts.countries().values() if facts.split_of(c.name) == split]
+    elements = [e for e in facts.elements().values() if facts.split_of(e.name) == split]
+    found = []
+    for family, make in _MAKERS.items():
+        rng = random.Random(f"{split}/{family}")
+        made = list(dict.fromkeys(make(countries, elements, rng)))
+        count = min(len(made), PER_FAMILY[split])
+        found += made[:count] if family.startswith("yesno") else rng.sample(made, count)  # yes and no take turns
+    return found
+
+
+def _of_country(
+    family: str, start: str, sentence: int, country: Country, said: tuple[str, ...], rng
+) -> Iterator[Question]:
+    """All that can be asked about `country`, which the article `start` leads to and its title does not give away."""
+    if country.name in start or start in country.name:
+        return
+    for field, (index, asked) in ATTRIBUTES.items():
+        answer = getattr(country, field)
+        if answer not in country.name:
+            text = rng.choice(asked).format(rng.choice(said).format(start))
+            yield Question(family, text, answer, ((start, sentence), (country.name, index)))
+
+
+def _bridge_capital(countries: list[Country], elements, rng) -> Iterator[Question]:
+    for c in countries:
+        yield from _of_country("bridge_capital", c.capital, facts.CAPITAL_OF, c, _CAPITAL, rng)
+
+
+def _bridge_border(countries: list[Country], elements, rng) -> Iterator[Question]:
+    here = {c.name: c for c in countries}
+    for c in countries:
+        if len(c.borders) == 1 and c.borders[0] in here:
+            yield from _of_country("bridge_border", c.name, facts.BORDERS, here[c.borders[0]], _NEIGHBOUR, rng)
+
+
+def _bridge_discovery(countries: list[Country], elements: list[Element], rng) -> Iterator[Question]:
+    here = {c.name: c for c in countries}
+    for e in elements:
+        yield from _of_country("bridge_discovery", e.name, facts.PLACE, here[e.country], _PLACE, rng)
+
+
+def _bridge_discoverer(countries, elements: list[Element], rng) -> Iterator[Question]:
+    for e in elements:
+        if e.discoverer and sum(other.discoverer == e.discoverer for other in facts.elements().values()) == 1:
+            for field, (index, asked) in _ASKED.items():
+                text = rng.choice(asked).format(rng.choice(_FOUND).format(e.discoverer))
+                support = ((e.discoverer, facts.DISCOVERED), (e.name, index))
+                yield Question("bridge_discoverer", text, str(getattr(e, field)), support)
+
+
+def _intersection_border(countries: list[Country], elements, rng) -> Iterator[Question]:
+    here = {c.name for c in countries}
+    for a, b in combinations(countries, 2):
+        common = set(a.borders) & set(b.borders)
+        if len(common) == 1 and common <= here:
+            a, b = rng.sample((a, b), 2)
+            support = ((a.name, facts.BORDERS), (b.name, facts.BORDERS))
+            yield Question("intersection_border", rng.choice(_BOTH).format(a.name, b.name), min(common), support)
+
+
+def _compared(
+    family: str, things: list, field: str, sentence: int, said: tuple[str, ...], rng, apart
+) -> Iterator[Question]:
+    """Which of two things has the larger value of `field`, where `apart(larger, smaller)`."""
+    pairs = list(combinations(things, 2))
+    for a, b in rng.sample(pairs, min(len(pairs), 400)):
+        a, b = rng.sample((a, b), 2)
+        low, high = sorted((a, b), key=lambda x: getattr(x, field))
+        if apart(getattr(high, field), getattr(low, field)):
+            winner = low if field == "year" else high
+            support = ((a.name, sentence), (b.name, sentence))
+            yield Question(family, rng.choice(said).format(a.name, b.name), winner.name, support)
+
+
+def _comparison_population(countries: list[Country], elements, rng) -> Iterator[Question]:
+    return _compared(
+        "comparison_population", countries, "population", facts.PEOPLE, _MORE, rng, lambda x, y: x > 1.2 * y
+    )
+
+
+def _comparison_area(countries: list[Country], elements, rng) -> Iterator[Question]:
+    return _compared("comparison_area", countries, "area", facts.AREA, _LARGER, rng, lambda x, y: x > 1.2 * y)
+
+
+def _comparison_discovery(countries, elements: list[Element], rng) -> Iterator[Question]:
+    return _compared("comparison_discovery", elements, "year", facts.DISCOVERY, _FIRST, rng, lambda x, y: x > y)
+
+
+def _same(family: str, things: list, field: str, sentence: int, said: tuple[str, ...], rng) -> Iterator[Question]:
+    """Whether two things have the same `field`: yes and no equally often."""
+    pairs = rng.sample(list(combinations(things, 2)), len(things) * (len(things) - 1) // 2)
+    alike = [pair for pair in pairs if getattr(pair[0], field) == getattr(pair[1], field)]
+    other = [pair for pair in pairs if getattr(pair[0], field) != getattr(pair[1], field)]
+    for yes, no in zip(alike, other, strict=False):
+        for (a, b), answer in ((yes, "yes"), (no, "no")):
+            support = ((a.name, sentence), (b.name, sentence))
+            yield Question(family, rng.choice(said).format(a.name, b.name), answer, support)
+
+
+def _yesno_region(countries: list[Country], elements, rng) -> Iterator[Question]:
+    return _same("yesno_region", countries, "region", facts.REGION, _SAME_PART, rng)
+
+
+def _yesno_discovery(countries, elements: list[Element], rng) -> Iterator[Question]:
+    return _same("yesno_discovery", elements, "country", facts.PLACE, _SAME_PLACE, rng)
+
+
+_MAKERS = {
+    "bridge_capital": _bridge_capital,
+    "bridge_border": _bridge_border,
+    "bridge_discoverer": _bridge_discoverer,
+    "bridge_discovery": _bridge_discovery,
+    "intersection_border": _intersection_border,
+    "comparison_population": _comparison_population,
+    "comparison_area": _comparison_area,
+    "comparison_discovery": _comparison_discovery,
+    "yesno_region": _yesno_region,
+    "yesno_discovery": _yesno_discovery,
+}

@@ -1,0 +1,353 @@
+"""HotpotQA (Yang et al. 2018): answer a question that needs two articles, by searching and reading.
+
+The questions of ``train``, ``validation`` and ``test`` are made from real facts (`hotpot_questions`); ``official``
+holds those of HotpotQA's own file, or of its copy on the hub. Actions are those of ReAct (Yao et al. 2023), the reward
+is the official answer F1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+import string
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import bm25s
+
+from retroact_lib.envs import hotpot_articles
+from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.hotpot_questions import TYPES, questions
+from retroact_lib.envs.official import read_list
+
+PARAGRAPHS = 10
+"""Paragraphs beside a question, as in HotpotQA's distractor setting: two that matter, the others near misses."""
+
+_ACTION = re.compile(r"(search|lookup|finish)\s*\[(.*)\]\.?", re.I | re.S)
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_NEAR = 0.85
+_UNKNOWN = "Unknown action. There are Search[entity], Lookup[keyword] and Finish[answer]."
+
+
+class HotpotQA(Env):
+    """HotpotQA over articles on countries, capitals, elements and discoverers.
+
+    Args:
+        data: path or http(s) URL of ``hotpot_dev_distractor_v1.json``, or ``hotpotqa/hotpot_qa`` for the hub's copy
+            (with the package ``datasets``); it becomes the split ``official``.
+        retrieval: what a search looks through: the question's own ten paragraphs ("distractor"), or all ("open").
+        observation_chars: observations are cut to this many characters.
+
+    Raises FileNotFoundError if the facts are not installed, ValueError for a bad argument.
+    """
+
+    name: ClassVar[str] = "hotpotqa"
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "official")
+    written_splits: ClassVar[tuple[str, ...]] = ("official",)
+    titles: ClassVar[dict[str, str]] = {"test": "unseen articles", "official": "official questions"}
+    world: ClassVar[str] = "article"
+    options: ClassVar[tuple[str, ...]] = ("retrieval", "observation_chars")
+    instruction: ClassVar[str] = (
+        "Answer a question by reading. Write a Thought and an Action, then read the Observation.\n"
+        "Actions: Search[entity], Lookup[keyword] in the article that was found, Finish[answer]."
+    )
+    max_steps: ClassVar[int] = 7
+
+    def __init__(
+        self, data: str | Path | None = None, retrieval: str = "distractor", observation_chars: int = 400
+    ) -> None:
+        if retrieval not in ("distractor", "open"):
+            raise ValueError(f"retrieval must be 'distractor' or 'open', not {retrieval!r}.")
+        if observation_chars < 40:
+            raise ValueError(f"observation_chars must be at least 40, not {observation_chars}.")
+        self.data, self.retrieval, self.observation_chars = data, retrieval, observation_chars
+        self._pools: dict[str, list[Task]] = {}
+
+    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
+        """Tasks of a split, families in turn; see `Env.tasks`. The pool does not depend on `seed`, its order does."""
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}: hotpotqa has {', '.join(self.splits)}.")
+        by_family: dict[str, list[Task]] = {}
+        for task in self._pool(split):
+            by_family.setdefault(task.family, []).append(task)
+        if unknown := set(families) - set(by_family):
+            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {', '.join(by_family)}.")
+        rng = random.Random(f"{split}/{seed}")
+        turns = [rng.sample(pool, len(pool)) for kind, pool in by_family.items() if not families or kind in families]
+        order = [turn[i] for i in range(max(map(len, turns), default=0)) for turn in turns if i < len(turn)]
+        if limit is not None and not 0 <= limit <= len(order):
+            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
+        return order[:limit]
+
+    def world_of(self, task: Task) -> str:
+        return task.meta["supporting"][0][0]
+
+    def solution(self, task: Task) -> str:
+        searches = [f"Search[{title}]" for title in dict.fromkeys(title for title, _ in task.meta["supporting"])]
+        return ", ".join([*searches, f"Finish[{task.meta['answer']}]"])
+
+    def start(self, task: Task) -> HotpotEpisode:
+        """Open an episode."""
+        if self.retrieval == "open":
+            return HotpotEpisode(self, task, self._everything)
+        return HotpotEpisode(self, task, Library(task.meta["context"]))
+
+    @cached_property
+    def _everything(self) -> Library:
+        """All articles, and the paragraphs of the official questions where there are any."""
+        found = dict(hotpot_articles.articles())
+        if self.data is not None:
+            for task in self._pool("official"):
+                for title, sentences in task.meta["context"]:
+                    found.setdefault(title, sentences)
+        return Library(list(found.items()))
+
+    def _pool(self, split: str) -> list[Task]:
+        if split not in self._pools:
+            self._pools[split] = self._official() if split == "official" else _generated(split)
+        return self._pools[split]
+
+    def _official(self) -> list[Task]:
+        if self.data is None:
+            raise ValueError(
+                "the split 'official' needs HotpotQA's questions: pass the path or URL of "
+                "hotpot_dev_distractor_v1.json, or hotpotqa/hotpot_qa, as data."
+            )
+        source = str(self.data)
+        from_hub = _HUB.fullmatch(source) and not Path(source).exists()
+        tasks, broken = official_tasks(_hub_entries(source) if from_hub else read_list(source))
+        if broken:
+            warnings.warn(f"{len(broken)} questions of {source} are left out: {'; '.join(broken[:5])}.", stacklevel=4)
+        return tasks
+
+
+class Library:
+    """Paragraphs that can be found by title or by their words.
+
+    Args:
+        paragraphs: (title, sentences) each.
+    """
+
+    def __init__(self, paragraphs: Sequence[tuple[str, list[str]]]) -> None:
+        self.pages = {title: [sentence.strip() for sentence in sentences] for title, sentences in paragraphs}
+        self.titles = list(self.pages)
+        self._folded = {fold(title): title for title in reversed(self.titles)}
+        self._folded |= {fold(re.sub(r" \(.*\)$", "", title)): title for title in self.titles} | self._folded
+        self._index = bm25s.BM25()
+        texts = [_words(f"{title} {' '.join(sentences)}") or ["-"] for title, sentences in self.pages.items()]
+        self._index.index(texts, show_progress=False)
+
+    def titled(self, name: str) -> str | None:
+        """The title that is `name`, up to case, accents, punctuation and what stands in brackets; or one very near."""
+        key = fold(name)
+        close = [key] if key in self._folded else difflib.get_close_matches(key, self._folded, 1, _NEAR)
+        return self._folded[close[0]] if close else None
+
+    def best(self, query: str, count: int) -> list[str]:
+        """Titles of the `count` paragraphs of the highest BM25 score (Robertson et al. 1994), those above 0 only."""
+        words = [word for word in _words(query) if word in self._index.vocab_dict]
+        if not words:
+            return []
+        scores = self._index.get_scores(words)
+        order = sorted(range(len(self.titles)), key=lambda i: (-scores[i], i))
+        return [self.titles[i] for i in order[:count] if scores[i] > 0]
+
+    def similar(self, name: str, count: int = 5) -> list[str]:
+        """Titles that are written most like `name`."""
+        found = difflib.get_close_matches(fold(name), self._folded, count, 0.0)
+        return list(dict.fromkeys(self._folded[key] for key in found))
+
+
+class HotpotEpisode(Episode):
+    """One trial: `step` never raises."""
+
+    def __init__(self, env: HotpotQA, task: Task, library: Library) -> None:
+        self._limit, self._answer, self._library = env.observation_chars, task.meta["answer"], library
+        self._page: list[str] = []
+        self._looked_up, self._hits = "", 0
+        self._given: str | None = None
+        self._last: Step | None = None
+
+    def step(self, action: str) -> Step:
+        """Search, look up, or end with ``Finish[answer]``; steps after the end repeat it."""
+        if self._last is not None:
+            return self._last
+        found = _ACTION.fullmatch(action.strip())
+        if not found:
+            return Step(_UNKNOWN)
+        verb, argument = found[1].lower(), " ".join(found[2].split())
+        if verb == "finish":
+            self._given = argument
+            self._last = Step("Answer given.", True, self.reward())
+            return self._last
+        if not argument:
+            return Step(f"{verb.capitalize()} needs something between the brackets.")
+        text = self._search(argument) if verb == "search" else self._lookup(argument)
+        return Step(text if len(text) <= self._limit else text[: self._limit - 3] + "...")
+
+    def reward(self) -> float:
+        """`f1_score` of the answer that was given; 0 without one."""
+        return 0.0 if self._given is None else f1_score(self._given, self._answer)
+
+    def success(self) -> bool:
+        """Whether the answer that was given is an exact match."""
+        return self._given is not None and exact_match(self._given, self._answer)
+
+    def _search(self, name: str) -> str:
+        library = self._library
+        exact = library.titled(name)
+        titles = [exact] if exact else library.best(name, 2)
+        self._page = [sentence for title in titles for sentence in library.pages[title]]
+        self._looked_up, self._hits = "", 0
+        if not titles:
+            return f"Could not find {name}. Similar: {library.similar(name)}."
+        return " ".join(f"({title}) {' '.join(library.pages[title])}" for title in titles)
+
+    def _lookup(self, keyword: str) -> str:
+        if not self._page:
+            return "There is no article to look into: search for one first."
+        hits = [sentence for sentence in self._page if fold(keyword) in fold(sentence)]
+        self._hits = self._hits + 1 if keyword == self._looked_up else 0
+        self._looked_up = keyword
+        if self._hits >= len(hits):
+            return "No more results." if hits else "No results."
+        return f"(Result {self._hits + 1} / {len(hits)}) {hits[self._hits]}"
+
+
+# ---- the official scorer
+
+
+def normalise(answer: str) -> str:
+    """Lower case, without punctuation, articles and double spaces, as HotpotQA's official script has it."""
+    text = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def f1_score(given: str, answer: str) -> float:
+    """F1 of the words of two normalised answers, in [0, 1]; yes, no and noanswer count only if both are the same.
+
+    Source: Yang et al. 2018, ``hotpot_evaluate_v1.py``.
+    """
+    ours, theirs = normalise(given), normalise(answer)
+    if ours != theirs and {ours, theirs} & {"yes", "no", "noanswer"}:
+        return 0.0
+    same = (Counter(ours.split()) & Counter(theirs.split())).total()
+    return 2 * same / (len(ours.split()) + len(theirs.split())) if same else 0.0
+
+
+def exact_match(given: str, answer: str) -> bool:
+    """Whether two answers are the same once normalised."""
+    return normalise(given) == normalise(answer)
+
+
+# ---- tasks
+
+
+def _generated(split: str) -> list[Task]:
+    """The embedded questions, each among near misses from its own split."""
+    articles = hotpot_articles.articles()
+    library = Library([(t, s) for t, s in articles.items() if hotpot_articles.split_of(t) == split])
+    tasks = []
+    counts: Counter[str] = Counter()
+    for question in questions(split):
+        needed = list(dict.fromkeys(title for title, _ in question.supporting))
+        draw = random.Random(question.text)
+        near = library.best(question.text, PARAGRAPHS) + draw.sample(library.titles, PARAGRAPHS)
+        titles = list(dict.fromkeys(needed + near))[:PARAGRAPHS]
+        draw.shuffle(titles)
+        meta = {
+            "answer": question.answer,
+            "type": TYPES[question.family],
+            "supporting": [list(fact) for fact in question.supporting],
+            "context": [[title, articles[title]] for title in titles],
+        }
+        number = counts[question.family]
+        counts[question.family] += 1
+        tasks.append(Task(f"{split}/{question.family}/{number:04d}", question.text, question.family, meta))
+    return tasks
+
+
+def official_tasks(entries: Sequence[Any]) -> tuple[list[Task], list[str]]:
+    """The tasks of entries in the official format, and a sentence on each that is malformed."""
+    tasks: dict[str, Task] = {}
+    broken = []
+    for number, entry in enumerate(entries):
+        fault = _fault(entry)
+        name = entry.get("_id") if isinstance(entry, dict) else None
+        if not fault and name in tasks:
+            fault = "its id occurs before"
+        if fault:
+            broken.append(f"entry {number} (id {name}): {fault}")
+            continue
+        meta = {
+            "answer": entry["answer"],
+            "type": entry["type"],
+            "supporting": [[title, sentence] for title, sentence in entry["supporting_facts"]],
+            "context": [[title, list(sentences)] for title, sentences in entry["context"]],
+        }
+        tasks[name] = Task(f"official/{name}", " ".join(entry["question"].split()), entry["type"], meta)
+    return list(tasks.values()), broken
+
+
+def _fault(entry: Any) -> str:
+    """What is wrong with an official entry; '' if nothing is."""
+    if not isinstance(entry, dict):
+        return f"expected an object, not a {type(entry).__name__}"
+    for field in ("_id", "question", "answer", "type"):
+        if not isinstance(entry.get(field), str) or not entry[field].strip():
+            return f"no text in the field {field!r}"
+    try:
+        context = {title: list(sentences) for title, sentences in entry["context"]}
+        facts = [(title, int(sentence)) for title, sentence in entry["supporting_facts"]]
+    except (KeyError, TypeError, ValueError):
+        return "context or supporting_facts are not lists of pairs"
+    if not all(isinstance(text, str) for title, sentences in context.items() for text in (title, *sentences)):
+        return "context holds something that is no text"
+    if not facts or not {title for title, _ in facts} <= set(context):
+        return "supporting_facts name no paragraph of the context"
+    return ""
+
+
+def _hub_entries(name: str) -> list[dict]:
+    """The hub's rows in the format of the official file."""
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{name} is on the hub: reading it takes the package datasets (pip install datasets)."
+        ) from None
+    try:
+        rows = load_dataset(name, "distractor", split="validation")
+    except Exception as error:  # whatever the network and the hub come up with
+        raise ValueError(f"cannot load {name} from the hub: {error}.") from None
+    return [from_hub(row) for row in rows]
+
+
+def from_hub(row: dict) -> dict:
+    """A row of the hub's data set as an entry of the official file."""
+    facts, context = row["supporting_facts"], row["context"]
+    return {
+        **{field: row[field] for field in ("question", "answer", "type", "level")},
+        "_id": row["id"],
+        "supporting_facts": [list(pair) for pair in zip(facts["title"], facts["sent_id"], strict=True)],
+        "context": [list(pair) for pair in zip(context["title"], context["sentences"], strict=True)],
+    }
+
+
+# ---- words
+
+
+def fold(text: str) -> str:
+    """Lower case, without accents and punctuation: what titles and keywords are compared by."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return " ".join(re.findall(r"\w+", "".join(letter for letter in plain if not unicodedata.combining(letter))))
+
+
+def _words(text: str) -> list[str]:
+    return fold(text).split()

@@ -1,0 +1,321 @@
+"""HotpotQA: the official scorer, search, questions made from facts, official files, and the expert."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from retroact_lib import stages
+from retroact_lib.config import load_config
+from retroact_lib.envs import hotpot_articles as facts
+from retroact_lib.envs.hotpot_questions import TYPES, questions
+from retroact_lib.envs.hotpotqa import HotpotQA, Library, exact_match, f1_score, from_hub, official_tasks
+from retroact_lib.examples import imitation_examples
+from retroact_lib.experts import expert_for, reader
+from retroact_lib.policy import Policy
+from retroact_lib.trajectories import read_trajectories
+
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def env():
+    return HotpotQA()
+
+
+def entry(**changes):
+    """A question in the format of the official file."""
+    given = {
+        "_id": "q1",
+        "question": "In which city was the founder of  Acme born?",
+        "answer": "Springfield",
+        "type": "bridge",
+        "level": "hard",
+        "supporting_facts": [["Acme (company)", 0], ["Jo Doe", 1]],
+        "context": [
+            ["Acme (company)", ["Acme was founded by Jo Doe.", " It makes anvils."]],
+            ["Jo Doe", ["Jo Doe is an engineer.", " She was born in Springfield."]],
+            ["Élan Vital", ["Élan vital is a term."]],
+        ],
+    }
+    return {**given, **changes}
+
+
+# -- the official scorer
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "f1", "exact"),
+    [
+        ("The Beatles!", "beatles", 1.0, True),
+        ("the Rolling  Stones", "Rolling Stones", 1.0, True),
+        ("Stones Rolling", "Rolling Stones", 1.0, False),
+        ("New York City", "New York", 0.8, False),  # precision 2/3, recall 1
+        ("York York", "New York", 0.5, False),  # a word counts as often as it occurs in both
+        ("yes", "Yes.", 1.0, True),
+        ("yes it is", "yes", 0.0, False),  # no half marks for yes, no and noanswer
+        ("no", "no way", 0.0, False),
+        ("noanswer", "noanswer at all", 0.0, False),
+        ("", "London", 0.0, False),
+        ("the", "a", 0.0, True),  # nothing is left of either
+    ],
+)
+def test_scores_are_those_of_the_official_script(given, answer, f1, exact):
+    assert f1_score(given, answer) == pytest.approx(f1) and exact_match(given, answer) is exact
+
+
+# -- questions made from facts
+
+
+def test_there_are_enough_questions_of_every_family(env):
+    for split, least in zip(SPLITS, (400, 60, 100), strict=True):
+        tasks = env.tasks(split)
+        assert len(tasks) >= least and len({task.id for task in tasks}) == len({task.question for task in tasks})
+        assert {task.family for task in tasks} == set(TYPES)
+        for task in tasks:
+            titles = [title for title, _ in task.meta["context"]]
+            assert len(titles) == len(set(titles)) == 10
+            assert len({title for title, _ in task.meta["supporting"]} & set(titles)) == 2
+
+
+def test_splits_share_no_article_that_matters(env):
+    needed = {s: {t for task in env.tasks(s) for t, _ in task.meta["supporting"]} for s in SPLITS}
+    read = {s: {t for task in env.tasks(s) for t, _ in task.meta["context"]} for s in SPLITS}
+    for split in SPLITS:
+        assert all(not read[split] & needed[other] for other in SPLITS if other != split)
+
+
+def test_articles_have_titles_of_their_own_and_no_country_names_its_capital():
+    articles = facts.articles()
+    assert len(articles) > 400
+    for country in facts.countries().values():
+        if country.capital not in country.name:
+            assert country.capital not in " ".join(articles[country.name])
+    assert set(articles) == {title for title in articles if facts.split_of(title) in SPLITS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
+    countries, elements = facts.countries(), facts.elements()
+    articles = facts.articles()
+    for q in questions(split):
+        (first, i), (second, j) = q.supporting
+        said = articles[first][i], articles[second][j]
+        said_of = dict(zip((first, second), said, strict=True))
+        if q.family == "intersection_border":
+            assert [c.name for c in countries.values() if {first, second} <= set(c.borders)] == [q.answer]
+        elif q.family == "bridge_capital":
+            assert [c.name for c in countries.values() if c.capital == first] == [second]
+        elif q.family == "bridge_border":
+            assert countries[first].borders == (second,)
+        elif q.family == "bridge_discovery":
+            assert elements[first].country == second
+        elif q.family == "bridge_discoverer":
+            assert [e.name for e in elements.values() if e.discoverer == first] == [second]
+        if q.family.startswith("bridge"):
+            words = [re.findall(r"[+.]?[\w,-]+", sentence.rstrip(".")) for sentence in said]
+            assert q.answer in " ".join(words[1]) and q.answer not in words[0]
+            assert second in said[0] and second not in q.text
+        if q.family.startswith("yesno"):
+            same = said[0].removeprefix(first) == said[1].removeprefix(second)
+            assert q.answer == ("yes" if same else "no")
+        if q.family in ("comparison_population", "comparison_area"):
+            values = {name: int("".join(c for c in text if c.isdigit())) for name, text in said_of.items()}
+            assert q.answer == max(values, key=values.get) and min(values.values()) * 1.2 < max(values.values())
+        if q.family == "comparison_discovery":
+            assert q.answer == min((first, second), key=lambda name: elements[name].year)
+            assert elements[first].year != elements[second].year
+
+
+def test_yes_and_no_are_asked_equally_often(env):
+    for split in SPLITS:
+        counts = Counter(task.meta["answer"] for task in env.tasks(split) if task.family.startswith("yesno"))
+        assert counts["yes"] == counts["no"]
+
+
+# -- search and lookup
+
+
+def test_a_title_is_found_as_people_write_it():
+    library = Library([(title, page) for title, page in entry()["context"]])
+    for name, title in (
+        ("acme (COMPANY)", "Acme (company)"),
+        ("Acme", "Acme (company)"),
+        ("elan vital", "Élan Vital"),
+        ("Elan Vitall", "Élan Vital"),
+    ):
+        assert library.titled(name) == title
+    assert library.titled("anvil") is None and library.best("Who makes anvils?", 2) == ["Acme (company)"]
+    assert library.best("zzz", 2) == [] and set(library.similar("Jo Do")) == set(library.titles)
+
+
+def test_an_episode_searches_looks_up_and_is_scored_once():
+    (task,), _ = official_tasks([entry()])
+    episode = HotpotQA().start(task)
+    assert "search for one first" in episode.step("Lookup[born]").observation
+    assert episode.step("Search[Jo Doe]").observation == "(Jo Doe) Jo Doe is an engineer. She was born in Springfield."
+    assert episode.step("Lookup[she]").observation == "(Result 1 / 1) She was born in Springfield."
+    assert episode.step("lookup[ she ].").observation == "No more results."
+    assert episode.step("Lookup[anvil]").observation == "No results."
+    assert "makes anvils" in episode.step("search[anvils]").observation
+    assert episode.step("Search[zzz]").observation.startswith("Could not find zzz. Similar: [")
+    assert "search for one first" in episode.step("Lookup[born]").observation, "nothing was found"
+    for wrong in ("", "Springfield", "Finish Springfield", "Search[]", "Lookup[ ]"):
+        assert not episode.step(wrong).done
+    assert episode.reward() == 0.0
+    last = episode.step("Finish[Springfield city]")
+    assert last.done and last.reward == pytest.approx(2 / 3) == episode.reward()
+    assert episode.step("Finish[Springfield]") is last
+    assert HotpotQA().start(task).step("Finish[in springfield]").reward == pytest.approx(2 / 3)
+    assert not episode.success()
+    exact = HotpotQA().start(task)
+    assert exact.step("Finish[The Springfield.]").reward == 1.0 and exact.success()
+
+
+def test_open_retrieval_sees_what_the_question_does_not_bring(env):
+    task = env.tasks("test")[0]
+    here = {title for title, _ in task.meta["context"]}
+    elsewhere = next(title for title in facts.articles() if title not in here)
+    assert f"({elsewhere})" not in env.start(task).step(f"Search[{elsewhere}]").observation
+    assert f"({elsewhere})" in HotpotQA(retrieval="open").start(task).step(f"Search[{elsewhere}]").observation
+
+
+def test_an_observation_is_cut_where_the_settings_say():
+    (task,), _ = official_tasks([entry()])
+    observation = HotpotQA(observation_chars=40).start(task).step("Search[Acme]").observation
+    assert len(observation) == 40 and observation.endswith("...")
+
+
+# -- official questions
+
+
+def test_the_file_and_the_hub_give_the_same_tasks(tmp_path):
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps([entry(), entry(_id="q2", answer="yes", type="comparison")]))
+    given = HotpotQA(data=file).tasks("official")
+    assert {task.id for task in given} == {"official/q1", "official/q2"}
+    assert given[0].question.startswith("In which city was the founder of Acme")
+    row = {
+        **{"id": "q1", "question": entry()["question"], "answer": "Springfield", "type": "bridge", "level": "hard"},
+        "supporting_facts": {"title": ["Acme (company)", "Jo Doe"], "sent_id": [0, 1]},
+        "context": {"title": [t for t, _ in entry()["context"]], "sentences": [s for _, s in entry()["context"]]},
+    }
+    assert official_tasks([from_hub(row)]) == official_tasks([entry()])
+    assert official_tasks([from_hub(row)])[0][0].meta == official_tasks([entry()])[0][0].meta
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (7, "entry 0 (id None): expected an object, not a int"),
+        (entry(answer=None), "entry 0 (id q1): no text in the field 'answer'"),
+        (entry(question=" "), "no text in the field 'question'"),
+        (entry(context=[["Acme"]]), "context or supporting_facts are not lists of pairs"),
+        (entry(context=[["Acme (company)", [1]], ["Jo Doe", []]]), "context holds something that is no text"),
+        (entry(supporting_facts=[["Nobody", 0]]), "supporting_facts name no paragraph of the context"),
+        (entry(supporting_facts=[]), "supporting_facts name no paragraph of the context"),
+    ],
+)
+def test_a_malformed_entry_is_named_and_the_rest_goes_on(broken, message, tmp_path):
+    tasks, faults = official_tasks([broken, entry(_id="good"), entry(_id="good")])
+    assert [task.id for task in tasks] == ["official/good"]
+    assert message in faults[0] and faults[1] == "entry 2 (id good): its id occurs before"
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps([broken, entry(_id="good")]))
+    with pytest.warns(UserWarning, match="1 questions of .*dev.json are left out: entry 0"):
+        assert len(HotpotQA(data=file).tasks("official")) == 1
+
+
+def test_bad_arguments_are_one_sentence(tmp_path, env):
+    (tmp_path / "list.json").write_text("{}")
+    for call, message in (
+        (lambda: HotpotQA(retrieval="google"), "retrieval must be"),
+        (lambda: HotpotQA(observation_chars=3), "observation_chars must be"),
+        (lambda: HotpotQA(data=tmp_path / "none.json").tasks("official"), "none.json cannot be read"),
+        (lambda: HotpotQA(data=tmp_path / "list.json").tasks("official"), "must hold a JSON list"),
+        (lambda: env.tasks("official"), "needs HotpotQA's questions"),
+        (lambda: env.tasks("dev"), "unknown split 'dev'"),
+        (lambda: env.tasks("test", families=["trivia"]), "Unknown family 'trivia'"),
+        (lambda: env.tasks("test", 10_000), "so the limit cannot be 10000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# -- the expert
+
+
+def test_a_careful_expert_solves_every_kind_and_reads_both_articles(env):
+    for split in SPLITS:
+        for task in env.tasks(split, 40):
+            done = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0)
+            (trial,) = done.trials
+            actions = [turn.action for turn in trial.turns]
+            assert trial.success and {f"Search[{title}]" for title, _ in task.meta["supporting"]} <= set(actions)
+            before = task.question
+            for turn in trial.turns:
+                if turn.action.startswith("Search["):
+                    assert turn.action[7:-1] in before, f"{task.id}: nothing named {turn.action} yet"
+                before += turn.observation
+
+
+@pytest.mark.parametrize("kind", ["bridge", "comparison"])
+def test_every_slip_fails_is_reflected_on_and_is_put_right(env, monkeypatch, kind):
+    families = [family for family, of in TYPES.items() if of == kind]
+    said = set()
+    for slip in reader.SLIPS[kind]:
+        monkeypatch.setitem(reader.SLIPS, kind, (slip,))
+        for task in env.tasks("train", 10, families=families):
+            done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0)
+            assert [trial.success for trial in done.trials] == [False, True], f"{slip}: {done}"
+            said.add((slip, done.reflections[0].text))
+    assert len({text for _, text in said}) > 3 * len(reader.SLIPS[kind])
+
+
+def test_the_expert_reads_official_questions(tmp_path):
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps([entry()]))
+    env = HotpotQA(data=file)
+    for seed in range(6):
+        done = expert_for(env).demonstrate(env, env.tasks("official")[0], 2, seed, mistake_rate=1.0)
+        assert done.trials[-1].success and len(done.trials) == 2
+
+
+def test_an_expert_needs_the_supporting_facts(env):
+    task = env.tasks("train")[0]
+    with pytest.raises(ValueError, match="no 'answer' in its meta"):
+        expert_for(env).demonstrate(env, type(task)("x", "q", "bridge"))
+
+
+# -- the study
+
+
+def test_the_study_runs_on_it(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path))
+    config = load_config(
+        "smoke",
+        env="hotpotqa",
+        checkpoint=tiny_checkpoint,
+        compute_dtype="float32",
+        families="all",
+        il_tasks=8,
+        mistake_rate=0.5,
+        test_tasks=4,
+        validation_tasks=2,
+        max_action_tokens=10,
+        max_reflection_tokens=6,
+        sft_epochs=1,
+        lora_rank=2,
+    )
+    table = stages.evaluate_arm(config, stages.train_sft(config), "sft")
+    assert set(table["split"]) == {"test"} and table["reward"].between(0, 1).all()
+    policy = Policy.load(config.policy)
+    demonstrated = read_trajectories(stages.demonstrate(config).file(stages.TRAJECTORIES))
+    rows = imitation_examples(policy, stages.environment(config), demonstrated)
+    for row in rows:
+        if row.role == "planner":
+            trained = policy.decode([i for i, m in zip(row.ids, row.mask, strict=True) if m])
+            assert "Observation" not in trained and "Finish[" in trained
