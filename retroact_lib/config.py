@@ -362,7 +362,7 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "hotpotqa": {
         "smoke": dict(families="bridge_capital", max_steps=4),
-        "laptop": dict(max_steps=5),
+        "laptop": dict(max_steps=5, ablations=""),
         "paper": dict(max_steps=5),
     },
     "alfworld": {

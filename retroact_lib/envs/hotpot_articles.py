@@ -38,7 +38,11 @@ _PERSON = re.compile(r"[A-Z][\w.'-]*(?: (?:[A-Z]|de |von )[\w.'-]*)+")
 
 @dataclass(frozen=True)
 class Country:
-    """A country or territory. `area` in square kilometres; `currency` an ISO 4217 code; `borders` are names."""
+    """A country or territory.
+
+    `area` in square kilometres; `currency` and `calling` one code, or several joined by "and"; `borders` names, or None
+    where the neighbours' lists disagree.
+    """
 
     name: str
     capital: str
@@ -51,7 +55,7 @@ class Country:
     calling: str
     domain: str
     demonym: str
-    borders: tuple[str, ...]
+    borders: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,24 @@ class Element:
 
 @cache
 def countries() -> dict[str, Country]:
-    """Name -> country, of those about which every fact is known; where two lists of borders disagree, neither counts.
+    """Name -> country, of those about which all but the borders is known.
 
     Raises FileNotFoundError if the package is not installed.
     """
     folder = data_file("countryinfo")
     entries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     wanted = ("capital", "capital_latlng", "region", "population", "area", "currencies", "callingCodes", "demonym")
-    known = [e for e in entries if all(e.get(key) for key in (*wanted, "tld")) and isinstance(e["capital"], str)]
-    codes = {entry["ISO"]["alpha3"]: entry for entry in known}
-    capitals = Counter(entry["capital"] for entry in known)
+    known = [e for e in entries if all(e.get(key) not in (None, "", [], [""]) for key in (*wanted, "tld"))]
+    known = [entry for entry in known if isinstance(entry["capital"], str)]
+    capitals = Counter(entry["capital"] for entry in known)  # two entries each name Kingston and Belgrade
+    known = [entry for entry in known if capitals[entry["capital"]] == 1]
+    names = {entry["ISO"]["alpha3"]: entry["name"] for entry in entries}
+    listed = {entry["ISO"]["alpha3"]: set(entry.get("borders", ())) for entry in known}
     found = {}
-    for code, entry in codes.items():
-        if capitals[entry["capital"]] > 1:  # Kingston and Belgrade are the capitals of two entries each
-            continue
-        borders = [
-            codes[other]["name"]
-            for other in entry.get("borders", ())
-            if other in codes and code in codes[other].get("borders", ())
-        ]
+    for entry in known:
+        code = entry["ISO"]["alpha3"]
+        agreed = all((other in listed[code]) == (code in theirs) for other, theirs in listed.items())
+        borders = [names.get(other) for other in listed[code]]
         found[entry["name"]] = Country(
             name=entry["name"],
             capital=entry["capital"],
@@ -97,11 +100,11 @@ def countries() -> dict[str, Country]:
             region=entry.get("intermediateregion") or entry["subregion"],
             population=int(entry["population"]),
             area=int(entry["area"]),
-            currency=entry["currencies"][0],
-            calling=f"+{entry['callingCodes'][0]}",
+            currency=_and(entry["currencies"]),
+            calling=_and(f"+{number}" for number in entry["callingCodes"]),
             domain=entry["tld"][0],
             demonym=entry["demonym"],
-            borders=tuple(sorted(borders)),
+            borders=tuple(sorted(borders)) if agreed and None not in borders else None,
         )
     return {name: found[name] for name in sorted(found)}
 
@@ -138,12 +141,14 @@ def articles() -> dict[str, list[str]]:
             f"{c.name} lies in {_the(c.region)}.",
             f"It has {c.population:,} inhabitants.",
             f"It covers {c.area:,} square kilometres.",
-            f"Its currency has the code {c.currency}.",
-            f"Its calling code is {c.calling}.",
+            f"{_its('currency has the code', 'currencies have the codes', c.currency)}.",
+            f"{_its('calling code is', 'calling codes are', c.calling)}.",
             f"Its internet domain is {c.domain}.",
             f"Its demonym is {c.demonym}.",
-            f"It shares a border with {_and(c.borders)}." if c.borders else "It shares no land border.",
         ]
+        if c.borders is not None:
+            neighbours = f"a border with {_and(c.borders)}" if c.borders else "no land border"
+            found[c.name].append(f"It shares {neighbours}.")
     for c in countries().values():
         if c.capital not in found:
             found[c.capital] = [
@@ -181,6 +186,10 @@ def _splits() -> dict[str, str]:
         if e.discoverer:
             found.setdefault(e.discoverer, found[e.country])
     return found
+
+
+def _its(one: str, several: str, codes: str) -> str:
+    return f"Its {several if ' and ' in codes else one} {codes}"
 
 
 def _the(place: str) -> str:
