@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from retroact_lib import __main__ as command_line
-from retroact_lib import evaluation, paths, progress, stages, study
+from retroact_lib import envs, evaluation, paths, progress, stages, study
 from retroact_lib.config import field_names, load_config
 
 PROJECT = paths.project_dir()
@@ -27,6 +27,7 @@ def test_one_parameters_cell_whose_names_are_settings(notebook):
     lines = cells[0].source.splitlines()
     names = [re.fullmatch(r"(\w+) = .+  # .+", line)[1] for line in lines]
     assert {"profile", "env", "seed"} <= set(names) <= set(field_names())
+    assert all(env in lines[names.index("env")] for env in envs.ENVIRONMENTS)
 
 
 def test_the_settings_cell_reads_the_defaults(notebook):
