@@ -91,10 +91,12 @@ class _HouseholdSession(Session):
 
     def _account(self) -> None:
         """Say what went wrong where no slip says it: something was found too late, or not at all."""
-        known = self.seen()[: 2 if self.two else 1]
-        missing = f"second {self.target}" if known and self.two and len(known) < 2 else "" if known else self.target
-        if not missing and not self.lamp_at[1]:
-            missing = self.lamp
+        needed = 2 if self.two else 1
+        known = self.seen()[:needed]
+        if len(known) < needed:
+            missing = f"second {self.target}" if known else self.target
+        else:
+            missing = "" if self.lamp_at[1] else self.lamp
         self.did = self.did or (f"found no {missing} in time" if missing else f"found the {self.target} too late")
         places = self.stands() if missing == self.lamp else self.unseen()
         search = f"look for a {missing} in {places[0]}, which I have not seen" if places else "look everywhere again"
@@ -158,11 +160,16 @@ class _Trial:
             if slip and (departs := self._departure(slip, command)):
                 yield from departs
                 return
-            if command.startswith("go ") and not self.searched and (self.of.lamp if self.held else self.placed):
+            if command.startswith("go ") and self._forgets():
                 self.searched = True
                 yield from self._light() if self.held else self._take()
             else:
                 yield from self._do(self._reason(command), command)
+
+    def _forgets(self) -> bool:
+        """Whether the guide is about to search for a second thing, which we do ourselves, once."""
+        searching = self.of.lamp if self.held else self.placed
+        return bool(searching) and self.of.guide == "handcoded" and not self.searched
 
     # ---- slips
 
