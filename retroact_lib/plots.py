@@ -71,6 +71,31 @@ def arms_compared(summary: pd.DataFrame, ax: plt.Axes, column: str = "success"):
     return ax
 
 
+def headline(summary: pd.DataFrame, ax: plt.Axes):
+    """Base model, Reflexion (the base model with reflections), SFT and RetroAct on the test split, with intervals.
+
+    The base model plays one greedy trial, the others all sampled ones. `summary`: as `evaluation.summarise` gives it.
+    """
+    test = summary[summary["split"] == "test"]
+    trials = test["trial"].max()
+    greedy = test[test["mode"] == "greedy"].set_index("arm")
+    last = test[(test["mode"] == "sampled") & (test["trial"] == trials)].set_index("arm")
+    places = {label("base"): (greedy, "base"), "Reflexion": (last, "base")}
+    places |= {label(arm): (last, arm) for arm in ("sft", "retroact")}
+    found = {name: table.loc[arm] for name, (table, arm) in places.items() if arm in table.index}
+    rows = pd.DataFrame(found.values())
+    middle = 100 * rows["success"].to_numpy(float)
+    spread = [middle - 100 * rows["success_low"].to_numpy(float), 100 * rows["success_high"].to_numpy(float) - middle]
+    colours = [ARMS[arm][1] for arm in rows.index]
+    ax.bar(list(found), middle, yerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    for x, value in enumerate(middle):
+        ax.text(x, 2, f"{value:.0f}", ha="center", color="white" if value else "black", fontweight="bold")
+    ax.tick_params(axis="x", rotation=20)
+    ax.set(ylim=(0, 100), xlabel=f"by trial {trials}, n = {rows['n'].min()}, seeds: {rows['seeds'].min()}")
+    ax.set_ylabel("tasks solved (%)")
+    return ax
+
+
 def success_by_family(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = ("sft", "retroact")):
     """Success for each kind of question, one dot per arm with its interval."""
     families = sorted(summary["family"].unique())
