@@ -362,7 +362,7 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "hotpotqa": {
         "smoke": dict(families="bridge_capital", max_steps=4),
-        "laptop": dict(max_steps=5, ablations=""),
+        "laptop": dict(max_steps=6, max_action_tokens=96, observation_chars=280, ablations=""),
         "paper": dict(max_steps=5),
     },
     "alfworld": {

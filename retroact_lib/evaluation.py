@@ -1,7 +1,8 @@
-"""Success and reward by trial, with bootstrap intervals: statistics alone, apart from models and plots.
+"""Success, reward and steps by trial, with bootstrap intervals: statistics alone, apart from models and plots.
 
 The unit of everything is the outcome table: one row per (arm, split, mode, seed, task, trial) with `success` (solved
-by this trial or before) and `reward` (of the last attempt made by then). Tables and figures are computed from it.
+by this trial or before), `reward` and `steps` (of the last attempt made by then). Tables and figures are computed
+from it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import pandas as pd
 
 from retroact_lib.trajectories import Trajectory
 
-KEYS = ["arm", "split", "mode", "seed"]
+MEASURES = ("success", "reward", "steps")
+"""What `summarise` gives means and intervals of; in HotpotQA exact match, F1, and actions of the last attempt."""
 
 
 def outcomes(trajectories: Iterable[Trajectory], trials: int, **labels: object) -> pd.DataFrame:
@@ -53,16 +55,16 @@ def bootstrap_interval(value_N, resamples: int = 10_000, seed: int = 0) -> tuple
 
 
 def summarise(table: pd.DataFrame, by: Iterable[str] = ("arm", "split", "mode", "trial"), resamples: int = 10_000):
-    """Success and reward with intervals for every group, in the table's order.
+    """Success, reward and number of steps with intervals for every group, in the table's order.
 
     Seeds of the same task are averaged first, so the interval is over the n tasks; `seeds` says how many there were.
     """
     by = list(by)
     rows = []
     for key, group in table.groupby(by, sort=False):
-        task = group.groupby("task")[["success", "reward"]].mean()
+        task = group.groupby("task")[list(MEASURES)].mean()
         row = dict(zip(by, key, strict=True), n=len(task), seeds=group["seed"].nunique())
-        for name in ("success", "reward"):
+        for name in MEASURES:
             mean, low, high = bootstrap_interval(task[name], resamples)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)

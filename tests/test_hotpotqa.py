@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retroact_lib import stages
 from retroact_lib.config import load_config
 from retroact_lib.envs import hotpot_articles as facts
-from retroact_lib.envs.hotpot_questions import TYPES, questions
-from retroact_lib.envs.hotpotqa import HotpotQA, Library, exact_match, f1_score, from_hub, official_tasks
+from retroact_lib.envs.hotpot_questions import PER_FAMILY, TYPES, questions
+from retroact_lib.envs.hotpotqa import HotpotQA, Library, exact_match, f1_score, official_tasks
 from retroact_lib.examples import imitation_examples
 from retroact_lib.experts import expert_for, reader
 from retroact_lib.policy import Policy
@@ -75,6 +79,9 @@ def test_there_are_enough_questions_of_every_family(env):
         tasks = env.tasks(split)
         assert len(tasks) >= least and len({task.id for task in tasks}) == len({task.question for task in tasks})
         assert {task.family for task in tasks} == set(TYPES)
+        for family in TYPES:
+            said = Counter(t.meta["answer"] for t in tasks if t.family == family and not family.startswith("yesno"))
+            assert max(said.values(), default=0) <= PER_FAMILY[split] // 10
         for task in tasks:
             titles = [title for title, _ in task.meta["context"]]
             assert len(titles) == len(set(titles)) == 10
@@ -95,13 +102,40 @@ def test_splits_share_no_article_that_matters(env):
         assert all(not read[split] & needed[other] for other in SPLITS if other != split)
 
 
+def test_the_article_that_has_the_answer_has_rivals(env):
+    """A search for what is asked for must not find it at once: two other paragraphs say as much."""
+    articles = facts.articles()
+    for split in SPLITS:
+        for task in env.tasks(split):
+            (_, _), (last, sentence) = task.meta["supporting"]
+            kind = next(kind for kind in (facts.countries(), facts.elements()) if last in kind)
+            rivals = [t for t, page in task.meta["context"] if t in kind and t != last and len(page) > sentence]
+            assert len(rivals) >= 2, f"{task.id}: {[title for title, _ in task.meta['context']]}"
+            assert all(page == articles[title] for title, page in task.meta["context"])
+
+
+def test_what_the_packages_have_wrong_is_put_right():
+    articles = facts.articles()
+    assert "Sri Lanka" not in articles and "Livermorium" not in articles and "Marguerite Derey" not in articles
+    assert articles["Marguerite Perey"] == ["Marguerite Perey is known for the discovery of Francium."]
+    assert articles["Philippines"][0].startswith("The Philippines lies") and "the Gambia" in articles["Senegal"][7]
+    assert {facts.the(name) for name in ("Kenya", "Isle of Man", "The Gambia", "Netherlands", "Christmas Island")} == {
+        *("Kenya", "the Isle of Man", "the Gambia", "the Netherlands", "Christmas Island")
+    }
+
+
 def test_articles_have_titles_of_their_own_and_no_country_names_its_capital():
     articles = facts.articles()
     assert len(articles) > 400
     for country in facts.countries().values():
         if country.capital not in country.name:
             assert country.capital not in " ".join(articles[country.name])
-    assert set(articles) == {title for title in articles if facts.split_of(title) in SPLITS}
+    assert {facts.split_of(title) for title in articles} == set(SPLITS)
+
+
+def has(phrase, text):
+    """Whether a text has a phrase, not as a part of a longer word or number."""
+    return re.search(rf"(?<![\w+.,]){re.escape(phrase)}(?![\w]|,\d)", text, re.I) is not None
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -114,6 +148,7 @@ def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
         said_of = dict(zip((first, second), said, strict=True))
         if q.family == "intersection_border":
             assert set(countries[first].borders) & set(countries[second].borders) == {q.answer}
+            assert all(has(q.answer, text) and len(countries[title].borders) > 1 for title, text in said_of.items())
         elif q.family == "bridge_capital":
             assert [c.name for c in countries.values() if c.capital == first] == [second]
         elif q.family == "bridge_border":
@@ -123,11 +158,14 @@ def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
         elif q.family == "bridge_discoverer":
             assert [e.name for e in elements.values() if e.discoverer == first] == [second]
         if q.family.startswith("bridge"):
-            words = [re.findall(r"[+.]?[\w,-]+", sentence.rstrip(".")) for sentence in said]
-            assert q.answer in " ".join(words[1]) and q.answer not in words[0]
-            assert second in said[0] and second not in q.text
+            assert has(q.answer, said[1]) and not has(q.answer, " ".join(articles[first])), (
+                f"{q}: one article is enough"
+            )
+            assert has(second, said[0]) and not has(second, q.text) and not has(q.answer, q.text)
         if q.family.startswith("yesno"):
-            same = said[0].removeprefix(first) == said[1].removeprefix(second)
+            same = said[0].partition(first)[2] == said[1].partition(second)[2]
+            if q.family == "yesno_discovery":
+                same = said[0] == said[1]
             assert q.answer == ("yes" if same else "no")
         if q.family in ("comparison_population", "comparison_area"):
             values = {name: int("".join(c for c in text if c.isdigit())) for name, text in said_of.items()}
@@ -164,11 +202,14 @@ def test_an_episode_searches_looks_up_and_is_scored_once():
     episode = HotpotQA().start(task)
     assert "search for one first" in episode.step("Lookup[born]").observation
     assert episode.step("Search[Jo Doe]").observation == "(Jo Doe) Jo Doe is an engineer. She was born in Springfield."
-    assert episode.step("Lookup[she]").observation == "(Result 1 / 1) She was born in Springfield."
-    assert episode.step("lookup[ she ].").observation == "No more results."
-    assert episode.step("Lookup[anvil]").observation == "No results."
+    assert episode.step("Lookup[jo]").observation == "(Result 1 / 1, Jo Doe) Jo Doe is an engineer."
+    assert episode.step("Lookup[she]").observation == "(Result 1 / 1, Jo Doe) She was born in Springfield."
+    assert episode.step("lookup[ SHE! ].").observation == "No more results."
+    for nothing in ("anvil", "...", "!"):
+        assert episode.step(f"Lookup[{nothing}]").observation == "No results."
     assert "makes anvils" in episode.step("search[anvils]").observation
     assert episode.step("Search[zzz]").observation.startswith("Could not find zzz. Similar: [")
+    assert ". Similar: ['" in episode.step(f"Search[{'z' * 900}]").observation
     assert "search for one first" in episode.step("Lookup[born]").observation, "nothing was found"
     for wrong in ("", "Springfield", "Finish Springfield", "Search[]", "Lookup[ ]"):
         assert not episode.step(wrong).done
@@ -180,6 +221,38 @@ def test_an_episode_searches_looks_up_and_is_scored_once():
     assert not episode.success()
     exact = HotpotQA().start(task)
     assert exact.step("Finish[The Springfield.]").reward == 1.0 and exact.success()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(st.text(), st.text().map("Search[{}]".format), st.text().map("Lookup[{}]".format)))
+def test_whatever_an_agent_writes_is_answered(action):
+    (task,), _ = official_tasks([entry()])
+    episode = HotpotQA(observation_chars=80).start(task)
+    for _ in range(3):
+        step = episode.step(action)
+        assert step.observation and len(step.observation) <= 80 and not step.done
+    assert episode.step("Finish[Springfield]").reward == 1.0
+
+
+def test_of_two_paragraphs_both_are_seen_and_a_sentence_is_told_with_its_title():
+    long = entry(context=[["Acme", ["Acme makes anvils.", "x" * 300]], ["Jo Doe", ["Jo Doe sells anvils.", "y" * 300]]])
+    (task,), _ = official_tasks([{**long, "supporting_facts": [["Acme", 0], ["Jo Doe", 0]]}])
+    episode = HotpotQA(observation_chars=100).start(task)
+    found = episode.step("Search[who has anvils]").observation
+    assert len(found) <= 100 and "(Acme) Acme makes anvils." in found and "(Jo Doe) Jo Doe sells anvils." in found
+    told = {episode.step("Lookup[anvils]").observation for _ in range(2)}
+    assert "(Result 2 / 2, Jo Doe) Jo Doe sells anvils." in told or "(Result 2 / 2, Acme) Acme makes anvils." in told
+
+
+def test_official_and_embedded_questions_are_searched_apart(tmp_path):
+    file = tmp_path / "dev.json"
+    paragraphs = [*entry()["context"], ["France", ["France is a novel."]]]
+    file.write_text(json.dumps([entry(context=paragraphs), entry(_id="q2")]))
+    env = HotpotQA(data=file, retrieval="open")
+    official, embedded = env.tasks("official")[0], env.tasks("test")[0]
+    assert "France is a novel." in env.start(official).step("Search[France]").observation
+    assert "(France) France lies in the region" in env.start(embedded).step("Search[France]").observation
+    assert "Acme" not in env.start(embedded).step("Search[Acme (company)]").observation.partition("Similar")[0][:6]
 
 
 def test_open_retrieval_sees_what_the_question_does_not_bring(env):
@@ -199,29 +272,74 @@ def test_an_observation_is_cut_where_the_settings_say():
 # -- official questions
 
 
-def test_the_file_and_the_hub_give_the_same_tasks(tmp_path):
-    file = tmp_path / "dev.json"
-    file.write_text(json.dumps([entry(), entry(_id="q2", answer="yes", type="comparison")]))
-    given = HotpotQA(data=file).tasks("official")
-    assert {task.id for task in given} == {"official/q1", "official/q2"}
-    assert given[0].question.startswith("In which city was the founder of Acme")
-    row = {
-        **{"id": "q1", "question": entry()["question"], "answer": "Springfield", "type": "bridge", "level": "hard"},
-        "supporting_facts": {"title": ["Acme (company)", "Jo Doe"], "sent_id": [0, 1]},
-        "context": {"title": [t for t, _ in entry()["context"]], "sentences": [s for _, s in entry()["context"]]},
+def row(entry):
+    """An entry as the hub's data set has it."""
+    columns = {"supporting_facts": ("title", "sent_id"), "context": ("title", "sentences")}
+    return {
+        **{field: entry[field] for field in ("question", "answer", "type", "level")},
+        "id": entry["_id"],
+        **{field: dict(zip(names, zip(*entry[field], strict=True), strict=True)) for field, names in columns.items()},
     }
-    assert official_tasks([from_hub(row)]) == official_tasks([entry()])
-    assert official_tasks([from_hub(row)])[0][0].meta == official_tasks([entry()])[0][0].meta
+
+
+@pytest.fixture
+def hub_copy(tmp_path, monkeypatch):
+    """Makes a folder like the hub's repository hotpotqa/hotpot_qa of some rows."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "hotpot_qa"
+
+    def make(rows):
+        (folder / "distractor").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(folder / "distractor" / "validation-00000-of-00001.parquet")
+        listed = [{"config_name": "distractor", "data_files": [{"split": "validation", "path": "distractor/v*"}]}]
+        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(listed)}\n---\n")
+        return folder
+
+    return make
+
+
+def test_the_file_and_the_hub_give_the_same_tasks(tmp_path, hub_copy):
+    entries = [entry(), entry(_id="q2", answer="yes", type="comparison")]
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps(entries))
+    from_file = HotpotQA(data=file).tasks("official")
+    assert {task.id for task in from_file} == {"official/q1", "official/q2"}
+    assert {task.question for task in from_file} == {"In which city was the founder of Acme born?"}
+    from_hub = HotpotQA(data=hub_copy([row(e) for e in entries])).tasks("official")
+    assert [asdict(task) for task in from_hub] == [asdict(task) for task in from_file]
+
+
+def test_a_malformed_row_of_the_hub_is_named_and_the_rest_goes_on(hub_copy):
+    good, short, empty = (row(entry(_id=name)) for name in ("good", "short", "empty"))
+    short["context"] = {**short["context"], "title": short["context"]["title"][:1]}
+    empty["answer"] = None
+    with pytest.warns(UserWarning, match=r"entry 0 \(id short\): context or .*; entry 2 \(id empty\): no text"):
+        assert [t.id for t in HotpotQA(data=hub_copy([short, good, empty])).tasks("official")] == ["official/good"]
+
+
+def test_a_folder_without_the_data_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="cannot load .* as a data set of the hub: "):
+        HotpotQA(data=tmp_path).tasks("official")
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (7, "entry 0 (id None): expected an object, not a int"),
+        (7, "entry 0 (id None): expected an object, not int"),
         (entry(answer=None), "entry 0 (id q1): no text in the field 'answer'"),
         (entry(question=" "), "no text in the field 'question'"),
         (entry(context=[["Acme"]]), "context or supporting_facts are not lists of pairs"),
         (entry(context=[["Acme (company)", [1]], ["Jo Doe", []]]), "context holds something that is no text"),
+        (
+            entry(context=[["Acme (company)", "Founded by Jo Doe."]]),
+            "context or supporting_facts are not lists of pairs",
+        ),
+        (entry(context=[["Jo Doe", ["a"]], ["Jo Doe", ["b"]]]), "two paragraphs of the context have the same title"),
+        (entry(supporting_facts=[["Jo Doe", float("inf")]]), "context or supporting_facts are not lists of pairs"),
+        (entry(supporting_facts=[["Jo Doe", "0"]]), "context or supporting_facts are not lists of pairs"),
+        (entry(supporting_facts=[[["Jo Doe"], 0]]), "context or supporting_facts are not lists of pairs"),
         (entry(supporting_facts=[["Nobody", 0]]), "supporting_facts name no paragraph of the context"),
         (entry(supporting_facts=[]), "supporting_facts name no paragraph of the context"),
     ],
@@ -236,11 +354,32 @@ def test_a_malformed_entry_is_named_and_the_rest_goes_on(broken, message, tmp_pa
         assert len(HotpotQA(data=file).tasks("official")) == 1
 
 
+def test_every_malformed_entry_is_named(tmp_path):
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps([*(entry(_id=f"b{i}", answer="") for i in range(12)), entry()]))
+    with pytest.warns(UserWarning, match="12 questions .*" + ".*".join(rf"entry {i} \(id b{i}\)" for i in range(12))):
+        HotpotQA(data=file).tasks("official")
+
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hotpot_dev_distractor.sample20.json"
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="a part of the official file is not here")
+@pytest.mark.parametrize("retrieval", ["distractor", "open"])
+def test_a_part_of_the_official_file_loads_and_the_expert_solves_it(retrieval, hub_copy):
+    env = HotpotQA(data=SAMPLE, retrieval=retrieval)
+    tasks, copy = env.tasks("official"), HotpotQA(data=hub_copy([row(e) for e in json.loads(SAMPLE.read_text())]))
+    assert len(tasks) == 20 and [asdict(task) for task in copy.tasks("official")] == [asdict(task) for task in tasks]
+    for task in tasks:
+        assert expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0).trials[-1].success
+
+
 def test_bad_arguments_are_one_sentence(tmp_path, env):
     (tmp_path / "list.json").write_text("{}")
     for call, message in (
         (lambda: HotpotQA(retrieval="google"), "retrieval must be"),
         (lambda: HotpotQA(observation_chars=3), "observation_chars must be"),
+        (lambda: HotpotQA(data="data/none.json").tasks("official"), "data/none.json cannot be read"),
         (lambda: HotpotQA(data=tmp_path / "none.json").tasks("official"), "none.json cannot be read"),
         (lambda: HotpotQA(data=tmp_path / "list.json").tasks("official"), "must hold a JSON list"),
         (lambda: env.tasks("official"), "needs HotpotQA's questions"),
@@ -265,7 +404,8 @@ def test_a_careful_expert_solves_every_kind_and_reads_both_articles(env):
             before = task.question
             for turn in trial.turns:
                 if turn.action.startswith("Search["):
-                    assert turn.action[7:-1] in before, f"{task.id}: nothing named {turn.action} yet"
+                    title = turn.action[7:-1].removeprefix("The ")
+                    assert title in before, f"{task.id}: nothing named {turn.action} yet"
                 before += turn.observation
 
 
@@ -280,6 +420,57 @@ def test_every_slip_fails_is_reflected_on_and_is_put_right(env, monkeypatch, kin
             assert [trial.success for trial in done.trials] == [False, True], f"{slip}: {done}"
             said.add((slip, done.reflections[0].text))
     assert len({text for _, text in said}) > 3 * len(reader.SLIPS[kind])
+
+
+@pytest.mark.parametrize("slip", ["near_miss", "wrong_entity"])
+def test_what_is_copied_from_another_article_is_of_the_kind_that_is_asked_for(env, monkeypatch, slip):
+    monkeypatch.setitem(reader.SLIPS, "bridge", (slip,))
+    shapes = (r"\+\d+", r"\.[a-z]{2}", r"[A-Z]{3}", r"[A-Z][a-z]?", r"1\d{3}|20\d\d", r"\d{1,3}", r"[A-Z].+")
+    families = ("bridge_capital", "bridge_border", "bridge_discovery", "bridge_discoverer")
+    for task in env.tasks("train", 120, families=families):
+        trial = expert_for(env).demonstrate(env, task, 1, mistake_rate=1.0).trials[0]
+        (_, (last, sentence)), pages = task.meta["supporting"], dict(task.meta["context"])
+        kind = facts.countries() if last in facts.countries() else facts.elements()
+        if all(task.meta["answer"] in pages[title][sentence] for title in pages if title in kind):
+            continue  # no other article has another answer
+        given, asked = trial.turns[-1].action[7:-1], task.meta["answer"]
+        shape = next(shape for shape in shapes if re.fullmatch(shape, asked))
+        assert re.fullmatch(shape, given), f"{task.question} {asked}, and the expert copied {given}"
+
+
+def test_the_expert_says_only_what_it_has_read():
+    env = HotpotQA(observation_chars=200)
+    looked_up = 0
+    for task in env.tasks("train", 60):
+        (trial,) = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
+        pages, seen = dict(task.meta["context"]), ""
+        for turn in trial.turns:
+            for title, number in task.meta["supporting"]:
+                told = pages[title][number].partition(" ")[2]  # what follows It, Its or the name
+                assert told not in turn.text or told in seen, f"{task.id}: {turn.text}"
+            looked_up += turn.action.startswith("Lookup[")
+            seen += turn.observation
+        assert trial.success
+    assert looked_up > 10
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("comparison_population", r"\d[\d,]* is more than \d[\d,]*\."),
+        ("comparison_discovery", r"\d{4} is before \d{4}\."),
+        ("yesno_region", r"They (are the same|differ)\."),
+        ("intersection_border", r"Both name [A-Z].*\."),
+    ],
+)
+def test_the_last_thought_says_why(env, family, reason):
+    for task in env.tasks("train", 20, families=(family,)):
+        (trial,) = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
+        assert re.search(reason, trial.turns[-1].text), trial.turns[-1].text
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\d", trial.turns[-1].text)]
+        if family.startswith("comparison"):
+            first, second = numbers[-2:] if family != "comparison_discovery" else numbers[-1:-3:-1]
+            assert first > second
 
 
 def test_the_expert_reads_official_questions(tmp_path):

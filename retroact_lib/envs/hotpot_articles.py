@@ -2,7 +2,7 @@
 
 An article is what HotpotQA's paragraphs are: a title and a few sentences, each with one fact or two. What a question
 needs is never in one article alone: an article on a country does not name its capital, one on a capital says no more
-than whose it is.
+than whose it is and in which region. What the packages have wrong is corrected or left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,27 +28,58 @@ REGION, PEOPLE, AREA, CURRENCY, CALLING, DOMAIN, DEMONYM, BORDERS = range(8)
 """Sentences of an article on a country."""
 CAPITAL_OF = 0
 """Sentence of an article on a capital that names the country."""
-SYMBOL, DISCOVERY, PLACE = range(3)
+SYMBOL, NUMBER, DISCOVERY, PLACE = range(4)
 """Sentences of an article on an element."""
 DISCOVERED = 0
 """Sentence of an article on a discoverer that names the elements."""
 
+_WRONG_COUNTRIES = {
+    "Bermuda": "calling code",
+    "British Indian Ocean Territory": "demonym",
+    "Hong Kong": "capital and demonym",
+    "Ireland": "population, which is the whole island's",
+    "Northern Mariana Islands": "demonym",
+    "Sri Lanka": "land border with India",
+}
+"""Left out -> what the package has wrong."""
+_WRONG_ELEMENTS = {
+    "Livermorium": "place",
+    "Neodymium": "year",
+    "Nobelium": "place, which is disputed",
+    "Platinum": "year and discoverer, who died long before",
+    "Radon": "year",
+}
+"""Left out -> what the package has wrong."""
+_MISSPELT = {
+    "A. Crawford": "Adair Crawford",
+    "C.F. Aver von Welsbach": "Carl Auer von Welsbach",
+    "Charles Hatchet": "Charles Hatchett",
+    "Fredrich Stromeyer": "Friedrich Stromeyer",
+    "George Brandt": "Georg Brandt",
+    "J.L. Soret": "Jacques-Louis Soret",
+    "Marguerite Derey": "Marguerite Perey",
+    "Sir Humphrey Davy": "Sir Humphry Davy",
+    "Smithson Tenant": "Smithson Tennant",
+}
+"""A discoverer as the package has the name -> as it is."""
 _UNITED_KINGDOM = ("England", "Scotland", "Great Britain")
 _PERSON = re.compile(r"[A-Z][\w.'-]*(?: (?:[A-Z]|de |von )[\w.'-]*)+")
+_TAKES_THE = re.compile(
+    r"(.* )?(Islands|Republic|States|Kingdom|Emirates)|Philippines|Netherlands|Maldives|Comoros|Seychelles|Caribbean|"
+    r"(Republic|Democratic Republic|Federated States|Isle) of .*|The .*"
+)
 
 
 @dataclass(frozen=True)
 class Country:
     """A country or territory.
 
-    `area` in square kilometres; `currency` and `calling` one code, or several joined by "and"; `borders` names, or None
-    where the neighbours' lists disagree.
+    `area` in square kilometres; `currency`, `calling` and `demonym` one, or several joined by "and"; `borders` names,
+    or None where the neighbours' lists disagree.
     """
 
     name: str
     capital: str
-    latitude: float
-    longitude: float
     region: str
     population: int
     area: int
@@ -80,30 +112,28 @@ def countries() -> dict[str, Country]:
     """
     folder = data_file("countryinfo")
     entries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    wanted = ("capital", "capital_latlng", "region", "population", "area", "currencies", "callingCodes", "demonym")
+    wanted = ("capital", "region", "population", "area", "currencies", "callingCodes", "demonym")
     known = [e for e in entries if all(e.get(key) not in (None, "", [], [""]) for key in (*wanted, "tld"))]
-    known = [entry for entry in known if isinstance(entry["capital"], str)]
+    known = [e for e in known if isinstance(e["capital"], str) and e["name"] not in _WRONG_COUNTRIES]
     capitals = Counter(entry["capital"] for entry in known)  # two entries each name Kingston and Belgrade
     known = [entry for entry in known if capitals[entry["capital"]] == 1]
     names = {entry["ISO"]["alpha3"]: entry["name"] for entry in entries}
-    listed = {entry["ISO"]["alpha3"]: set(entry.get("borders", ())) for entry in known}
+    claimed = {entry["ISO"]["alpha3"]: set(entry.get("borders", ())) for entry in known}
     found = {}
     for entry in known:
         code = entry["ISO"]["alpha3"]
-        agreed = all((other in listed[code]) == (code in theirs) for other, theirs in listed.items())
-        borders = [names.get(other) for other in listed[code]]
+        agreed = all((other in claimed[code]) == (code in theirs) for other, theirs in claimed.items())
+        borders = [names.get(other) for other in claimed[code]]
         found[entry["name"]] = Country(
             name=entry["name"],
             capital=entry["capital"],
-            latitude=entry["capital_latlng"][0],
-            longitude=entry["capital_latlng"][1],
             region=entry.get("intermediateregion") or entry["subregion"],
             population=int(entry["population"]),
             area=int(entry["area"]),
-            currency=_and(entry["currencies"]),
-            calling=_and(f"+{number}" for number in entry["callingCodes"]),
+            currency=listed(entry["currencies"]),
+            calling=listed(f"+{number}" for number in entry["callingCodes"]),
             domain=entry["tld"][0],
-            demonym=entry["demonym"],
+            demonym=listed(entry["demonym"].split(",")),
             borders=tuple(sorted(borders)) if agreed and None not in borders else None,
         )
     return {name: found[name] for name in sorted(found)}
@@ -126,8 +156,8 @@ def elements() -> dict[str, Element]:
     found = {}
     for name, symbol, number, year, place, people, period, weight in rows:
         country = "United Kingdom" if place in _UNITED_KINGDOM else place
-        if country in countries():
-            person = people if _PERSON.fullmatch(people) else ""
+        if country in countries() and name not in _WRONG_ELEMENTS:
+            person = _MISSPELT.get(people, people) if _PERSON.fullmatch(people) else ""
             found[name] = Element(name, symbol, number, year, country, person, period, weight)
     return found
 
@@ -138,35 +168,33 @@ def articles() -> dict[str, list[str]]:
     found = {}
     for c in countries().values():
         found[c.name] = [
-            f"{c.name} lies in {_the(c.region)}.",
+            f"{_start(c.name)} lies in the region {c.region}.",
             f"It has {c.population:,} inhabitants.",
             f"It covers {c.area:,} square kilometres.",
             f"{_its('currency has the code', 'currencies have the codes', c.currency)}.",
             f"{_its('calling code is', 'calling codes are', c.calling)}.",
             f"Its internet domain is {c.domain}.",
-            f"Its demonym is {c.demonym}.",
+            f"{_its('demonym is', 'demonyms are', c.demonym)}.",
         ]
         if c.borders is not None:
-            neighbours = f"a border with {_and(c.borders)}" if c.borders else "no land border"
+            neighbours = f"a border with {listed(map(the, c.borders))}" if c.borders else "no land border"
             found[c.name].append(f"It shares {neighbours}.")
     for c in countries().values():
         if c.capital not in found:
-            found[c.capital] = [
-                f"{c.capital} is the capital of {c.name}.",
-                f"It lies at {_degrees(c.latitude, 'NS')} and {_degrees(c.longitude, 'EW')}.",
-            ]
+            found[c.capital] = [f"{c.capital} is the capital of {the(c.name)}.", f"It lies in the region {c.region}."]
     discovered: dict[str, list[str]] = {}
     for e in elements().values():
         found[e.name] = [
-            f"{e.name} is the chemical element with the symbol {e.symbol} and the atomic number {e.number}.",
+            f"{e.name} is the chemical element with the symbol {e.symbol}.",
+            f"Its atomic number is {e.number}.",
             f"It was discovered in {e.year}.",
-            f"The discovery was made in {_the(e.country)}.",
+            f"Its discovery was made in {the(e.country)}.",
             f"It stands in period {e.period} and has the atomic weight {e.weight:.4g}.",
         ]
         if e.discoverer:
             discovered.setdefault(e.discoverer, []).append(e.name)
     for person, names in discovered.items():
-        found[person] = [f"{person} is known for the discovery of {_and(names)}."]
+        found[person] = [f"{person} is known for the discovery of {listed(names)}."]
     return found
 
 
@@ -188,18 +216,27 @@ def _splits() -> dict[str, str]:
     return found
 
 
-def _its(one: str, several: str, codes: str) -> str:
-    return f"Its {several if ' and ' in codes else one} {codes}"
+def the(name: str) -> str:
+    """A country or region as it stands within a sentence: with its article, where it has one."""
+    return f"the {name.removeprefix('The ')}" if _TAKES_THE.fullmatch(name) else name
 
 
-def _the(place: str) -> str:
-    return f"the {place}" if place in ("Caribbean", "Channel Islands", "United States", "United Kingdom") else place
-
-
-def _and(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """One, two and three."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _degrees(value: float, signs: str) -> str:
-    return f"{abs(value):.1f} degrees {dict(N='north', S='south', E='east', W='west')[signs[value < 0]]}"
+def fold(text: str) -> str:
+    """Lower case, without accents and punctuation: what titles and keywords are compared by."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return " ".join(re.findall(r"\w+", "".join(letter for letter in plain if not unicodedata.combining(letter))))
+
+
+def _start(name: str) -> str:
+    said = the(name)
+    return said[0].upper() + said[1:]
+
+
+def _its(one: str, several: str, codes: str) -> str:
+    return f"Its {several if ' and ' in codes else one} {codes}"

@@ -7,6 +7,7 @@ Ten families of HotpotQA's two types: ``bridge`` (an article names the one to re
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,7 +30,7 @@ TYPES = {
 """Family -> HotpotQA's type."""
 
 PER_FAMILY = {"train": 160, "validation": 24, "test": 40}
-"""At most so many questions of a family, drawn with a fixed seed."""
+"""At most so many questions of a family, drawn with a fixed seed; a tenth of them may have the same answer."""
 
 ATTRIBUTES = {
     "currency": (
@@ -54,15 +55,15 @@ ATTRIBUTES = {
     ),
     "demonym": (
         facts.DEMONYM,
-        ("What is the demonym of {}?", "What is somebody from {} called?", "Name the demonym of {}."),
+        ("What is the demonym of {}?", "Which demonym does {} have?", "Name the demonym of {}."),
     ),
 }
 """Field of a country -> its sentence, and how it is asked for."""
 
 _CAPITAL = (
     "the country whose capital is {}",
-    "the country that has {} for its capital",
-    "the country governed from its capital {}",
+    "the country that has {} as its capital",
+    "the country governed from {}",
 )
 _NEIGHBOUR = (
     "the only country that {} borders",
@@ -74,20 +75,16 @@ _PLACE = (
     "the country in which the element {} was found",
     "the country of the discovery of {}",
 )
-_FOUND = ("the element discovered by {}", "the element that {} discovered", "the element known for its discovery by {}")
+_FOUND = ("the element discovered by {}", "the element that {} discovered", "the element whose discoverer is {}")
 _ASKED = {
     "symbol": (facts.SYMBOL, ("What is the symbol of {}?", "Which symbol does {} have?", "Name the symbol of {}.")),
     "number": (
-        facts.SYMBOL,
+        facts.NUMBER,
         ("What is the atomic number of {}?", "Which atomic number does {} have?", "Name the atomic number of {}."),
     ),
     "year": (
         facts.DISCOVERY,
-        (
-            "In what year was the discovery of {} made?",
-            "When was the discovery of {} made?",
-            "Name the year of the discovery of {}.",
-        ),
+        ("In what year was {} found?", "When was {} found?", "Name the year in which {} was found."),
     ),
 }
 _BOTH = (
@@ -110,14 +107,14 @@ _FIRST = (
     "Which of the elements {} and {} was discovered earlier?",
     "Was {} or {} the element to be discovered first?",
 )
-_SAME_PART = (
-    "Do {} and {} lie in the same part of the world?",
-    "Are {} and {} both in the same part of the world?",
-    "Is the part of the world of {} that of {} too?",
+_SAME_REGION = (
+    "Do {} and {} lie in the same region?",
+    "Are {} and {} in the same region?",
+    "Does {} lie in the same region as {}?",
 )
 _SAME_PLACE = (
     "Were {} and {} discovered in the same country?",
-    "Is the country where {} was discovered the one where {} was?",
+    "Was the discovery of {} made in the same country as that of {}?",
     "Do {} and {} share the country of their discovery?",
 )
 
@@ -140,21 +137,33 @@ def questions(split: str) -> list[Question]:
     for family, make in _MAKERS.items():
         rng = random.Random(f"{split}/{family}")
         made = list(dict.fromkeys(make(countries, elements, rng)))
-        count = min(len(made), PER_FAMILY[split])
-        found += made[:count] if family.startswith("yesno") else rng.sample(made, count)  # yes and no take turns
+        if not family.startswith("yesno"):  # there yes and no take turns
+            made = list(_varied(rng.sample(made, len(made)), PER_FAMILY[split] // 10))
+        found += made[: PER_FAMILY[split]]
     return found
+
+
+def _varied(made: list[Question], most: int) -> Iterator[Question]:
+    """Those questions of which fewer than `most` before have the same answer."""
+    counts: Counter[str] = Counter()
+    for question in made:
+        counts[question.answer] += 1
+        if counts[question.answer] <= most:
+            yield question
 
 
 def _of_country(
     family: str, start: str, sentence: int, country: Country, said: tuple[str, ...], rng
 ) -> Iterator[Question]:
-    """All that can be asked about `country`, which the article `start` leads to and its title does not give away."""
-    if country.name in start or start in country.name:
+    """All that can be asked about `country`, which the article `start` leads to without giving anything away."""
+    if _within(country.name, start) or _within(start, country.name):
         return
     for field, (index, asked) in ATTRIBUTES.items():
         answer = getattr(country, field)
-        if answer not in country.name and " and " not in answer:
-            text = rng.choice(asked).format(rng.choice(said).format(start))
+        told = _within(answer, country.name) or _within(answer, " ".join(facts.articles()[start]))
+        if not told and " and " not in answer:
+            name = facts.the(start) if family == "bridge_border" else start
+            text = rng.choice(asked).format(rng.choice(said).format(name))
             yield Question(family, text, answer, ((start, sentence), (country.name, index)))
 
 
@@ -189,10 +198,10 @@ def _intersection_border(countries: list[Country], elements, rng) -> Iterator[Qu
     here = {c.name for c in countries}
     for a, b in combinations(countries, 2):
         common = set(a.borders or ()) & set(b.borders or ())
-        if len(common) == 1 and common <= here:
+        if len(common) == 1 and common <= here and min(len(a.borders), len(b.borders)) > 1:
             a, b = rng.sample((a, b), 2)
             support = ((a.name, facts.BORDERS), (b.name, facts.BORDERS))
-            yield Question("intersection_border", rng.choice(_BOTH).format(a.name, b.name), min(common), support)
+            yield Question("intersection_border", _asked(_BOTH, a, b, rng), min(common), support)
 
 
 def _compared(
@@ -206,7 +215,7 @@ def _compared(
         if apart(getattr(high, field), getattr(low, field)):
             winner = low if field == "year" else high
             support = ((a.name, sentence), (b.name, sentence))
-            yield Question(family, rng.choice(said).format(a.name, b.name), winner.name, support)
+            yield Question(family, _asked(said, a, b, rng), winner.name, support)
 
 
 def _comparison_population(countries: list[Country], elements, rng) -> Iterator[Question]:
@@ -231,11 +240,20 @@ def _same(family: str, things: list, field: str, sentence: int, said: tuple[str,
     for yes, no in zip(alike, other, strict=False):
         for (a, b), answer in ((yes, "yes"), (no, "no")):
             support = ((a.name, sentence), (b.name, sentence))
-            yield Question(family, rng.choice(said).format(a.name, b.name), answer, support)
+            yield Question(family, _asked(said, a, b, rng), answer, support)
+
+
+def _asked(said: tuple[str, ...], a: Country | Element, b: Country | Element, rng) -> str:
+    return rng.choice(said).format(facts.the(a.name), facts.the(b.name))
+
+
+def _within(phrase: str, text: str) -> bool:
+    """Whether `text` has the phrase as whole words."""
+    return f" {facts.fold(phrase)} " in f" {facts.fold(text)} "
 
 
 def _yesno_region(countries: list[Country], elements, rng) -> Iterator[Question]:
-    return _same("yesno_region", countries, "region", facts.REGION, _SAME_PART, rng)
+    return _same("yesno_region", countries, "region", facts.REGION, _SAME_REGION, rng)
 
 
 def _yesno_discovery(countries, elements: list[Element], rng) -> Iterator[Question]:

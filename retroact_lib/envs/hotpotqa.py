@@ -11,11 +11,11 @@ import difflib
 import random
 import re
 import string
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,15 +23,17 @@ import bm25s
 
 from retroact_lib.envs import hotpot_articles
 from retroact_lib.envs.base import Env, Episode, Step, Task
-from retroact_lib.envs.hotpot_questions import TYPES, questions
+from retroact_lib.envs.hotpot_articles import fold
+from retroact_lib.envs.hotpot_questions import TYPES, Question, questions
 from retroact_lib.envs.official import read_list
 
 PARAGRAPHS = 10
 """Paragraphs beside a question, as in HotpotQA's distractor setting: two that matter, the others near misses."""
 
 _ACTION = re.compile(r"(search|lookup|finish)\s*\[(.*)\]\.?", re.I | re.S)
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_NEAR = 0.85
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)")
+_NEAR = 0.9
+_ECHO = 60
 _UNKNOWN = "Unknown action. There are Search[entity], Lookup[keyword] and Finish[answer]."
 
 
@@ -39,8 +41,8 @@ class HotpotQA(Env):
     """HotpotQA over articles on countries, capitals, elements and discoverers.
 
     Args:
-        data: path or http(s) URL of ``hotpot_dev_distractor_v1.json``, or ``hotpotqa/hotpot_qa`` for the hub's copy
-            (with the package ``datasets``); it becomes the split ``official``.
+        data: path or http(s) URL of ``hotpot_dev_distractor_v1.json``, or ``hotpotqa/hotpot_qa`` for the hub's copy,
+            or a folder that holds it; it becomes the split ``official``.
         retrieval: what a search looks through: the question's own ten paragraphs ("distractor"), or all ("open").
         observation_chars: observations are cut to this many characters.
 
@@ -94,19 +96,18 @@ class HotpotQA(Env):
 
     def start(self, task: Task) -> HotpotEpisode:
         """Open an episode."""
-        if self.retrieval == "open":
-            return HotpotEpisode(self, task, self._everything)
-        return HotpotEpisode(self, task, Library(task.meta["context"]))
+        if self.retrieval == "distractor":
+            return HotpotEpisode(self, task, Library(task.meta["context"]))
+        official = task.id.startswith("official/")
+        return HotpotEpisode(self, task, self._official_paragraphs if official else self._articles)
 
     @cached_property
-    def _everything(self) -> Library:
-        """All articles, and the paragraphs of the official questions where there are any."""
-        found = dict(hotpot_articles.articles())
-        if self.data is not None:
-            for task in self._pool("official"):
-                for title, sentences in task.meta["context"]:
-                    found.setdefault(title, sentences)
-        return Library(list(found.items()))
+    def _articles(self) -> Library:
+        return Library(list(hotpot_articles.articles().items()))
+
+    @cached_property
+    def _official_paragraphs(self) -> Library:
+        return Library([paragraph for task in self._pool("official") for paragraph in task.meta["context"]])
 
     def _pool(self, split: str) -> list[Task]:
         if split not in self._pools:
@@ -119,11 +120,11 @@ class HotpotQA(Env):
                 "the split 'official' needs HotpotQA's questions: pass the path or URL of "
                 "hotpot_dev_distractor_v1.json, or hotpotqa/hotpot_qa, as data."
             )
-        source = str(self.data)
-        from_hub = _HUB.fullmatch(source) and not Path(source).exists()
-        tasks, broken = official_tasks(_hub_entries(source) if from_hub else read_list(source))
+        source = str(Path(self.data).expanduser()) if str(self.data).startswith("~") else str(self.data)
+        on_hub = Path(source).is_dir() or (_HUB.fullmatch(source) and not Path(source).exists())
+        tasks, broken = official_tasks(_hub_entries(source) if on_hub else read_list(source))
         if broken:
-            warnings.warn(f"{len(broken)} questions of {source} are left out: {'; '.join(broken[:5])}.", stacklevel=4)
+            warnings.warn(f"{len(broken)} questions of {source} are left out: {'; '.join(broken)}.", stacklevel=4)
         return tasks
 
 
@@ -169,7 +170,7 @@ class HotpotEpisode(Episode):
 
     def __init__(self, env: HotpotQA, task: Task, library: Library) -> None:
         self._limit, self._answer, self._library = env.observation_chars, task.meta["answer"], library
-        self._page: list[str] = []
+        self._page: list[tuple[str, str]] = []
         self._looked_up, self._hits = "", 0
         self._given: str | None = None
         self._last: Step | None = None
@@ -188,8 +189,7 @@ class HotpotEpisode(Episode):
             return self._last
         if not argument:
             return Step(f"{verb.capitalize()} needs something between the brackets.")
-        text = self._search(argument) if verb == "search" else self._lookup(argument)
-        return Step(text if len(text) <= self._limit else text[: self._limit - 3] + "...")
+        return Step(self._search(argument) if verb == "search" else self._cut(self._lookup(argument), self._limit))
 
     def reward(self) -> float:
         """`f1_score` of the answer that was given; 0 without one."""
@@ -203,21 +203,28 @@ class HotpotEpisode(Episode):
         library = self._library
         exact = library.titled(name)
         titles = [exact] if exact else library.best(name, 2)
-        self._page = [sentence for title in titles for sentence in library.pages[title]]
+        self._page = [(title, sentence) for title in titles for sentence in library.pages[title]]
         self._looked_up, self._hits = "", 0
         if not titles:
-            return f"Could not find {name}. Similar: {library.similar(name)}."
-        return " ".join(f"({title}) {' '.join(library.pages[title])}" for title in titles)
+            return self._cut(f"Could not find {self._cut(name, _ECHO)}. Similar: {library.similar(name)}.", self._limit)
+        room = (self._limit - len(titles) + 1) // len(titles)
+        return " ".join(self._cut(f"({title}) {' '.join(library.pages[title])}", room) for title in titles)
 
     def _lookup(self, keyword: str) -> str:
         if not self._page:
             return "There is no article to look into: search for one first."
-        hits = [sentence for sentence in self._page if fold(keyword) in fold(sentence)]
-        self._hits = self._hits + 1 if keyword == self._looked_up else 0
-        self._looked_up = keyword
+        wanted = fold(keyword)
+        hits = [(title, sentence) for title, sentence in self._page if wanted and wanted in fold(sentence)]
+        self._hits = self._hits + 1 if wanted == self._looked_up else 0
+        self._looked_up = wanted
         if self._hits >= len(hits):
             return "No more results." if hits else "No results."
-        return f"(Result {self._hits + 1} / {len(hits)}) {hits[self._hits]}"
+        title, sentence = hits[self._hits]
+        return f"(Result {self._hits + 1} / {len(hits)}, {title}) {sentence}"
+
+    @staticmethod
+    def _cut(text: str, most: int) -> str:
+        return text if len(text) <= most else text[: most - 3] + "..."
 
 
 # ---- the official scorer
@@ -257,10 +264,8 @@ def _generated(split: str) -> list[Task]:
     counts: Counter[str] = Counter()
     for question in questions(split):
         needed = list(dict.fromkeys(title for title, _ in question.supporting))
-        draw = random.Random(question.text)
-        near = library.best(question.text, PARAGRAPHS) + draw.sample(library.titles, PARAGRAPHS)
-        titles = list(dict.fromkeys(needed + near))[:PARAGRAPHS]
-        draw.shuffle(titles)
+        titles = list(dict.fromkeys(needed + _near_misses(question, library)))[:PARAGRAPHS]
+        random.Random(question.text).shuffle(titles)
         meta = {
             "answer": question.answer,
             "type": TYPES[question.family],
@@ -271,6 +276,16 @@ def _generated(split: str) -> list[Task]:
         counts[question.family] += 1
         tasks.append(Task(f"{split}/{question.family}/{number:04d}", question.text, question.family, meta))
     return tasks
+
+
+def _near_misses(question: Question, library: Library) -> list[str]:
+    """Titles that a search by BM25 takes for those that matter: by the question's words and by each article's, in turn.
+
+    The question alone finds no rivals for the article that it does not name.
+    """
+    queries = [question.text, *(" ".join(library.pages[title]) for title, _ in question.supporting)]
+    found = zip_longest(*(library.best(query, PARAGRAPHS) for query in queries))
+    return [title for turn in found for title in turn if title]
 
 
 def official_tasks(entries: Sequence[Any]) -> tuple[list[Task], list[str]]:
@@ -298,55 +313,59 @@ def official_tasks(entries: Sequence[Any]) -> tuple[list[Task], list[str]]:
 def _fault(entry: Any) -> str:
     """What is wrong with an official entry; '' if nothing is."""
     if not isinstance(entry, dict):
-        return f"expected an object, not a {type(entry).__name__}"
+        return f"expected an object, not {type(entry).__name__}"
     for field in ("_id", "question", "answer", "type"):
         if not isinstance(entry.get(field), str) or not entry[field].strip():
             return f"no text in the field {field!r}"
-    try:
-        context = {title: list(sentences) for title, sentences in entry["context"]}
-        facts = [(title, int(sentence)) for title, sentence in entry["supporting_facts"]]
-    except (KeyError, TypeError, ValueError):
+    if not _are_pairs(entry.get("context"), list) or not _are_pairs(entry.get("supporting_facts"), int):
         return "context or supporting_facts are not lists of pairs"
-    if not all(isinstance(text, str) for title, sentences in context.items() for text in (title, *sentences)):
+    titles = [title for title, _ in entry["context"]]
+    if len(set(titles)) < len(titles):
+        return "two paragraphs of the context have the same title"
+    if not all(isinstance(sentence, str) for _, sentences in entry["context"] for sentence in sentences):
         return "context holds something that is no text"
-    if not facts or not {title for title, _ in facts} <= set(context):
+    if not entry["supporting_facts"] or not {title for title, _ in entry["supporting_facts"]} <= set(titles):
         return "supporting_facts name no paragraph of the context"
     return ""
 
 
-def _hub_entries(name: str) -> list[dict]:
-    """The hub's rows in the format of the official file."""
+def _are_pairs(value: Any, second: type) -> bool:
+    """Whether `value` is a list of [title, something of the type `second`]."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and type(pair[1]) is second
+        for pair in value
+    )
+
+
+def _hub_entries(source: str) -> list[dict]:
+    """The rows of the hub's data set, or of a folder that is a copy of it, in the format of the official file."""
     try:
         from datasets import load_dataset
     except ModuleNotFoundError:
-        raise ValueError(
-            f"{name} is on the hub: reading it takes the package datasets (pip install datasets)."
-        ) from None
+        raise ValueError(f"reading {source} takes the package datasets: pip install 'datasets>=4'.") from None
     try:
-        rows = load_dataset(name, "distractor", split="validation")
-    except Exception as error:  # whatever the network and the hub come up with
-        raise ValueError(f"cannot load {name} from the hub: {error}.") from None
+        rows = load_dataset(source, "distractor", split="validation")
+    except Exception as error:  # whatever the network, the hub and the files come up with
+        raise ValueError(f"cannot load {source} as a data set of the hub: {str(error).rstrip('.')}.") from None
     return [from_hub(row) for row in rows]
 
 
 def from_hub(row: dict) -> dict:
     """A row of the hub's data set as an entry of the official file."""
-    facts, context = row["supporting_facts"], row["context"]
     return {
-        **{field: row[field] for field in ("question", "answer", "type", "level")},
-        "_id": row["id"],
-        "supporting_facts": [list(pair) for pair in zip(facts["title"], facts["sent_id"], strict=True)],
-        "context": [list(pair) for pair in zip(context["title"], context["sentences"], strict=True)],
+        **{field: row.get(field) for field in ("question", "answer", "type", "level")},
+        "_id": row.get("id"),
+        "supporting_facts": _pairs(row.get("supporting_facts"), "title", "sent_id"),
+        "context": _pairs(row.get("context"), "title", "sentences"),
     }
 
 
-# ---- words
-
-
-def fold(text: str) -> str:
-    """Lower case, without accents and punctuation: what titles and keywords are compared by."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return " ".join(re.findall(r"\w+", "".join(letter for letter in plain if not unicodedata.combining(letter))))
+def _pairs(columns: dict | None, *names: str) -> list[list] | None:
+    """Two columns as a list of pairs; None, which `_fault` names, where there are no two of one length."""
+    try:
+        return [list(pair) for pair in zip(*(columns[name] for name in names), strict=True)]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _words(text: str) -> list[str]:

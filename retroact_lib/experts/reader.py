@@ -10,6 +10,7 @@ import re
 from collections.abc import Generator
 
 from retroact_lib.envs.base import Env, Task
+from retroact_lib.envs.hotpot_articles import fold, listed
 from retroact_lib.experts.base import Expert, Session, Steps
 from retroact_lib.trajectories import Trial
 
@@ -18,12 +19,13 @@ SLIPS = {
     "comparison": ("one_hop", "wrong_side", "wrong_entity"),
 }
 """HotpotQA's type -> the slips that are drawn from."""
-LOOKUP_RATE = 0.2
-"""Chance that the expert looks up the sentence that matters in the second article."""
 
-_THING = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)*|[+]?\d[\d,]*")
-_FIRST = ("I start with {}.", "First I look for {}.", "The question names {}. I search for it.")
+_THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d[\d,]*|\.[a-z]{2}\b")
+_NO_THINGS = {"It", "Its", "The", "He", "She", "His", "Her", "In"}
+_NUMBER = re.compile(r"\d[\d,]*")
+_FIRST = ("I start with {title}.", "First I look for {title}.")
 _NEXT = ("{fact} Next I search for {title}.", "{fact} So I need {title}.")
+_ASTRAY = ("{fact} I try {title}.", "{fact} Perhaps {title} says it.")
 _ANSWER = ("{fact} So the answer is {answer}.", "{fact} That gives the answer: {answer}.")
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
 
@@ -49,8 +51,9 @@ class _ReaderSession(Session):
         for title, number in task.meta["supporting"]:
             self.needed.setdefault(title, []).extend(self.pages[title][number : number + 1])
         self.comparison = task.meta["type"] == "comparison"
-        self.together = all(title in self.question for title in self.needed)
-        """Whether the question names all articles: the answer follows from them together, not from the last."""
+        asked = f" {fold(self.question)} "
+        self.together = self.comparison or all(f" {fold(title)} " in asked for title in self.needed)
+        """Whether the answer follows from all articles together, not from the last."""
         kinds = SLIPS["comparison" if self.comparison else "bridge"]
         self.slip = rng.choice(kinds) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
@@ -58,7 +61,7 @@ class _ReaderSession(Session):
     def attempt(self, reflections: list[str]) -> Steps:
         slip, self.slip = self.slip, ""
         self.did = "gave an answer that was not accepted"
-        self.plan = f"read {_and(list(self.needed))} again and answer in fewer words"
+        self.plan = f"read {listed(self.needed)} again and answer in fewer words"
         return self._careful() if not slip else getattr(self, f"_{slip}")()
 
     def reflect(self, trial: Trial) -> str:
@@ -67,101 +70,155 @@ class _ReaderSession(Session):
     # ---- a careful trial
 
     def _careful(self) -> Steps:
-        said = yield from self._read(list(self.needed))
-        yield self._say(_ANSWER, fact=said, answer=self.answer), f"Finish[{self.answer}]"
+        fact = yield from self._read(list(self.needed))
+        yield self._conclude(fact, self.answer)
 
     def _read(self, titles: list[str]) -> Generator[tuple[str, str], str, str]:
-        """Search for the articles in turn; returns what has been learnt and not been said."""
-        fact = ""
-        for i, title in enumerate(titles):
-            thought = self._say(_NEXT, fact=fact, title=title) if i else self._say(_FIRST).format(title)
-            seen = yield thought, f"Search[{title}]"
-            facts = self.needed.get(title, [])
-            if facts and i and self.rng.random() < LOOKUP_RATE and (word := self._keyword(facts[0], title)):
-                yield f"I look up {word} in it.", f"Lookup[{word}]"
-            known = " ".join(facts) or _start(seen)
-            known = known if title in known else f"{title}: {known}"
-            fact = f"{fact} {known}".strip() if self.together else known
-        return fact
+        """Search for the articles in turn; returns what they say, or the last where the others only led to it."""
+        learnt: list[str] = []
+        for title in titles:
+            said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
+            learnt.append((yield from self._open(said, title, self.needed[title])))
+        return self._known(learnt)
 
-    def _keyword(self, fact: str, title: str) -> str:
-        """A word of the question that stands in `fact`, and is not of the title."""
-        words = {word.lower() for word in re.findall(r"\w{5,}", fact)} - {w.lower() for w in re.findall(r"\w+", title)}
-        return next((word for word in re.findall(r"\w{5,}", self.question) if word.lower() in words), "")
+    def _open(self, thought: str, title: str, facts: list[str]) -> Generator[tuple[str, str], str, str]:
+        """Search for an article, look up those of its `facts` that the observation does not show, and return them."""
+        seen = yield thought, f"Search[{title}]"
+        for fact in facts:
+            if fact not in seen and (word := self._keyword(fact)):
+                seen += yield f"The article on {title} goes on. I look up {word} in it.", f"Lookup[{word}]"
+        return _named(title, " ".join(fact for fact in facts if fact in seen) or _first_sentence(seen))
 
-    def _say(self, templates: tuple[str, ...], **words: str) -> str:
-        said = self.rng.choice(templates)
-        return said.format(**words).strip() if words else said
+    def _known(self, learnt: list[str]) -> str:
+        return " ".join(learnt if self.together else learnt[-1:])
+
+    def _keyword(self, fact: str) -> str:
+        """A word of `fact` to look up: one that the question has too, in whatever form, or else its last."""
+        words = [word for word in re.findall(r"\b[a-z]{5,}", fact) if word not in self.answer]
+        return next((word for word in words if word[:5] in self.question.lower()), words[-1] if words else "")
+
+    def _conclude(self, fact: str, answer: str) -> tuple[str, str]:
+        """The last thought, and the answer."""
+        return self._say(_ANSWER, f"{fact} {self._because(answer)}".strip(), answer=answer), f"Finish[{answer}]"
+
+    def _because(self, answer: str) -> str:
+        """How `answer` follows from the facts of two articles, in words; '' where that takes more than comparing."""
+        facts = {title: " ".join(said) for title, said in self.needed.items()}
+        if not self.together or len(facts) != 2:
+            return ""
+        if all(answer in said for said in facts.values()):
+            return f"Both name {answer}."
+        if answer in ("yes", "no"):
+            alike = len({fold(said.replace(title, "")).removeprefix("the ") for title, said in facts.items()}) == 1
+            return ("They are the same." if alike else "They differ.") if alike == (answer == "yes") else ""
+        numbers = {title: found[0] for title, said in facts.items() if len(found := _NUMBER.findall(said)) == 1}
+        if len(numbers) < 2 or not {answer, self.answer} <= set(numbers):
+            return ""
+        value = {title: int(number.replace(",", "")) for title, number in numbers.items()}
+        (other,) = set(numbers) - {answer}
+        (loser,) = set(numbers) - {self.answer}
+        more = value[self.answer] > value[loser]
+        dates = all(re.fullmatch(r"1\d{3}|20\d\d", number) for number in numbers.values())
+        relation = ("after" if more else "before") if dates else ("more than" if more else "less than")
+        return f"{numbers[answer]} is {relation} {numbers[other]}."
+
+    def _say(self, templates: tuple[str, ...], fact: str = "", title: str = "", answer: str = "") -> str:
+        return self.rng.choice(templates).format(fact=fact, title=title, answer=answer).strip()
 
     # ---- slips
 
     def _one_hop(self) -> Steps:
-        """Answer after the first article."""
+        """Answer after the first article, from what it says in place of the answer."""
         first, *others = self.needed
-        said = yield from self._read([first])
-        guess = self._other_side() if self.comparison else self._phrase(first, self.needed[first])
+        fact = yield from self._read([first])
+        guess = self._other_side() if self.comparison else self._counterpart(first)
         self.did = f"answered {guess} after reading {first} alone"
-        self.plan = f"search for {_and(others)} too before I answer" if others else f"read {first} to the end"
-        yield self._say(_ANSWER, fact=said, answer=guess), f"Finish[{guess}]"
+        self.plan = f"search for {listed(others)} too before I answer" if others else f"read {first} to the end"
+        yield self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]"
 
     def _bridge_entity(self) -> Steps:
         """Take the article that is to be read next for the answer."""
         first, *others = self.needed
-        said = yield from self._read([first])
+        fact = yield from self._read([first])
         guess = others[-1] if others else first
         self.did = f"answered {guess}, which only leads to the answer"
         self.plan = f"search for {guess} and find there what the question asks for"
-        yield self._say(_ANSWER, fact=said, answer=guess), f"Finish[{guess}]"
+        yield self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]"
 
     def _wrong_entity(self) -> Steps:
-        """Search for another article than the question names, and answer from it."""
-        wrong = self._stranger()
-        yield self._say(_FIRST).format(wrong), f"Search[{wrong}]"
-        guess = self._other_side() if self.comparison else self._phrase(wrong, self.pages[wrong])
-        self.did = f"searched for {wrong}, which the question does not ask about"
-        self.plan = f"search for {next(iter(self.needed))} first"
-        yield f"I answer from this: {guess}.", f"Finish[{guess}]"
+        """Search for another article than the question asks about."""
+        first, *others = self.needed
+        if self.comparison and others:
+            yield from self._astray((yield from self._read([first])), others[-1])
+        else:
+            yield from self._astray("", list(self.needed)[-1])
+            self.plan = f"search for {first} first"
 
     def _near_miss(self) -> Steps:
-        """Read the first article, then another than it names."""
+        """Read the first article, then another than it names, and copy from there."""
         first, *others = self.needed
-        wrong = self._stranger()
-        said = yield from self._read([first])
-        yield self._say(_NEXT, fact=said, title=wrong), f"Search[{wrong}]"
-        guess = self._phrase(wrong, self.pages[wrong])
-        self.did = f"read {wrong} after {first}"
-        self.plan = f"search for {_and(others)} instead" if others else f"answer from {first}"
-        yield f"I answer from this: {guess}.", f"Finish[{guess}]"
+        yield from self._astray((yield from self._read([first])), others[-1] if others else first)
+
+    def _astray(self, fact: str, wanted: str) -> Steps:
+        """Open an article that is like the one that is wanted, and answer from it."""
+        wrong = self._stranger(wanted)
+        alike = self._nearest(wrong, self.needed[wanted])
+        seen = yield from self._open(self._say(_ASTRAY, fact, wrong), wrong, [alike])
+        guess = self._other_side() if self.comparison else self._counterpart(wrong)
+        self.did = f"read {wrong}, which the question is not about, and answered {guess}"
+        self.plan = f"search for {wanted} instead"
+        yield self._say(_ANSWER, f"{fact} {seen}".strip(), answer=guess), f"Finish[{guess}]"
 
     def _wrong_side(self) -> Steps:
         """Read both and draw the wrong conclusion."""
-        said = yield from self._read(list(self.needed))
+        fact = yield from self._read(list(self.needed))
         guess = self._other_side()
-        self.did = f"compared them the wrong way round and answered {guess}"
-        self.plan = f"read the facts about {_and(list(self.needed))} again and compare them carefully"
-        yield self._say(_ANSWER, fact=said, answer=guess), f"Finish[{guess}]"
+        self.did = f"compared {listed(self.needed)} the wrong way round and answered {guess}"
+        self.plan = f"answer {self.answer}"
+        yield self._conclude(fact, guess)
 
-    def _stranger(self) -> str:
-        """The title of a paragraph that does not matter."""
-        return self.rng.choice([title for title in self.pages if title not in self.needed] or list(self.pages))
+    # ---- what a hasty reader takes for the answer
+
+    def _stranger(self, wanted: str) -> str:
+        """One of the paragraphs that are most like `wanted`, do not matter and do not give the answer."""
+        facts = self.needed[wanted]
+        said = {title: self._nearest(title, facts) for title in self.pages if title not in self.needed}
+        alike = {title: _shared(sentence, facts) for title, sentence in said.items() if self.answer not in sentence}
+        return self.rng.choice([title for title in alike if alike[title] == max(alike.values())] or list(self.pages))
+
+    def _nearest(self, title: str, facts: list[str]) -> str:
+        """The sentence of an article that is most like `facts`."""
+        return max(self.pages[title], key=lambda said: _shared(said, facts), default="")
 
     def _other_side(self) -> str:
         """The other answer of a comparison."""
         if self.answer.lower() in ("yes", "no"):
             return "no" if self.answer.lower() == "yes" else "yes"
-        return next((title for title in self.needed if title != self.answer), self._stranger())
+        return next((title for title in self.needed if title != self.answer), self._stranger(next(iter(self.needed))))
 
-    def _phrase(self, title: str, sentences: list[str]) -> str:
-        """A name or a number in `sentences`, other than `title`, that a hasty reader takes for the answer."""
-        found = [thing for sentence in sentences for thing in _THING.findall(sentence.partition(" ")[2])]
-        return self.rng.choice([thing for thing in found if thing not in (title, self.answer)] or [title])
+    def _counterpart(self, title: str) -> str:
+        """What the article `title` says in place of the answer: from its sentence most like the one that has it."""
+        return self._phrase(title, self._nearest(title, list(self.needed.values())[-1]))
+
+    def _phrase(self, title: str, sentence: str) -> str:
+        """A title, a name or a number in `sentence`, other than that of its article and the answer."""
+        said = sentence.replace(title, "")
+        titles = [other for other in self.pages if other in said and other not in self.answer]
+        things = [thing for thing in _THING.findall(said) if thing not in _NO_THINGS and thing not in self.answer]
+        return self.rng.choice(titles or things or [title])
 
 
-def _start(text: str) -> str:
-    """The first sentence."""
-    return re.split(r"(?<=\.) ", text, maxsplit=1)[0]
+def _shared(sentence: str, facts: list[str]) -> int:
+    """How many words of `facts` stand in `sentence`."""
+    return len(set(fold(" ".join(facts)).split()) & set(fold(sentence).split()))
 
 
-def _and(names: list[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+def _named(title: str, said: str) -> str:
+    """What an article says, with its title in place of a pronoun, or before it."""
+    said = re.sub(r"^It\b", title, re.sub(r"^Its\b", f"{title}'s", said))
+    return said if title in said else f"{title}: {said}"
+
+
+def _first_sentence(observation: str) -> str:
+    """The first sentence of an article, without the title before it."""
+    return re.split(r"(?<=\.) ", re.sub(r"^\(.*?\) ", "", observation), maxsplit=1)[0]
