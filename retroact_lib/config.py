@@ -362,7 +362,13 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "hotpotqa": {
         "smoke": dict(families="bridge_capital", max_steps=4),
-        "laptop": dict(max_steps=6, max_action_tokens=96, observation_chars=280, ablations=""),
+        "laptop": dict(
+            max_steps=6,
+            max_action_tokens=96,
+            observation_chars=280,
+            il_tasks=320,
+            ablations="no_il,planner_only,reflector_only,ppo,continued_sft,plain_retry",
+        ),
         "paper": dict(max_steps=5),
     },
     "alfworld": {

@@ -493,9 +493,11 @@ def test_an_expert_needs_the_supporting_facts(env):
 
 def test_the_study_runs_on_it(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("RETROACT_RUNS", str(tmp_path))
+    (tmp_path / "dev.json").write_text(json.dumps([entry(), entry(_id="q2", type="comparison")]))
     config = load_config(
         "smoke",
         env="hotpotqa",
+        official_data=str(tmp_path / "dev.json"),
         checkpoint=tiny_checkpoint,
         compute_dtype="float32",
         families="all",
@@ -509,7 +511,8 @@ def test_the_study_runs_on_it(tiny_checkpoint, tmp_path, monkeypatch):
         lora_rank=2,
     )
     table = stages.evaluate_arm(config, stages.train_sft(config), "sft")
-    assert set(table["split"]) == {"test"} and table["reward"].between(0, 1).all()
+    assert table.groupby("split")["task"].nunique().to_dict() == {"test": 4, "official": 2}
+    assert table["reward"].between(0, 1).all()
     policy = Policy.load(config.policy)
     demonstrated = read_trajectories(stages.demonstrate(config).file(stages.TRAJECTORIES))
     rows = imitation_examples(policy, stages.environment(config), demonstrated)

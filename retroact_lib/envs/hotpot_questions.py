@@ -75,7 +75,7 @@ _PLACE = (
     "the country in which the element {} was found",
     "the country of the discovery of {}",
 )
-_FOUND = ("the element discovered by {}", "the element that {} discovered", "the element whose discoverer is {}")
+_FOUND = ("the element found by {}", "the element that {} found", "the element whose discoverer is {}")
 _ASKED = {
     "symbol": (facts.SYMBOL, ("What is the symbol of {}?", "Which symbol does {} have?", "Name the symbol of {}.")),
     "number": (
@@ -84,7 +84,7 @@ _ASKED = {
     ),
     "year": (
         facts.DISCOVERY,
-        ("In what year was {} found?", "When was {} found?", "Name the year in which {} was found."),
+        ("In what year was {} discovered?", "When was {} discovered?", "Name the year of discovery of {}."),
     ),
 }
 _BOTH = (

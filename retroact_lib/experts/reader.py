@@ -21,7 +21,7 @@ SLIPS = {
 """HotpotQA's type -> the slips that are drawn from."""
 
 _THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d[\d,]*|\.[a-z]{2}\b")
-_NO_THINGS = {"It", "Its", "The", "He", "She", "His", "Her", "In"}
+_FIRST_WORD = re.compile(r"^(It|Its|The|He|She|His|Her|In)\b")
 _NUMBER = re.compile(r"\d[\d,]*")
 _FIRST = ("I start with {title}.", "First I look for {title}.")
 _NEXT = ("{fact} Next I search for {title}.", "{fact} So I need {title}.")
@@ -74,7 +74,7 @@ class _ReaderSession(Session):
         yield self._conclude(fact, self.answer)
 
     def _read(self, titles: list[str]) -> Generator[tuple[str, str], str, str]:
-        """Search for the articles in turn; returns what they say, or the last where the others only led to it."""
+        """Search for the articles in turn; returns what is `_known` then."""
         learnt: list[str] = []
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
@@ -90,7 +90,10 @@ class _ReaderSession(Session):
         return _named(title, " ".join(fact for fact in facts if fact in seen) or _first_sentence(seen))
 
     def _known(self, learnt: list[str]) -> str:
-        return " ".join(learnt if self.together else learnt[-1:])
+        """What to say of what has been read: both sides of a comparison, the last hop of a bridge, no long lists."""
+        if self.together:
+            return " ".join(learnt) if self.comparison else ""
+        return learnt[-1]
 
     def _keyword(self, fact: str) -> str:
         """A word of `fact` to look up: one that the question has too, in whatever form, or else its last."""
@@ -202,9 +205,9 @@ class _ReaderSession(Session):
 
     def _phrase(self, title: str, sentence: str) -> str:
         """A title, a name or a number in `sentence`, other than that of its article and the answer."""
-        said = sentence.replace(title, "")
+        said = _FIRST_WORD.sub("", sentence).replace(title, "")
         titles = [other for other in self.pages if other in said and other not in self.answer]
-        things = [thing for thing in _THING.findall(said) if thing not in _NO_THINGS and thing not in self.answer]
+        things = [thing for thing in _THING.findall(said) if thing not in self.answer]
         return self.rng.choice(titles or things or [title])
 
 
