@@ -367,6 +367,7 @@ ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
             max_action_tokens=96,
             observation_chars=280,
             il_tasks=320,
+            test_tasks=100,
             ablations="no_il,planner_only,reflector_only,ppo,continued_sft,plain_retry",
         ),
         "paper": dict(max_steps=5),

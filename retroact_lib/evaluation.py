@@ -15,13 +15,13 @@ import pandas as pd
 from retroact_lib.trajectories import Trajectory
 
 MEASURES = ("success", "reward", "steps")
-"""What `summarise` gives means and intervals of; in HotpotQA exact match, F1, and actions of the last attempt."""
+"""What `summarise` gives means and intervals of."""
 
 
 def outcomes(trajectories: Iterable[Trajectory], trials: int, **labels: object) -> pd.DataFrame:
     """The outcome table of some trajectories, `trials` rows each; `labels` become columns (arm, split, mode, seed).
 
-    A task solved at trial k counts as solved at every later trial, with the reward of trial k.
+    A task solved at trial k counts as solved at every later trial, with the reward and steps of trial k.
     """
     rows = []
     for trajectory in trajectories:

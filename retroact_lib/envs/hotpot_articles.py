@@ -2,7 +2,7 @@
 
 An article is what HotpotQA's paragraphs are: a title and a few sentences, each with one fact or two. What a question
 needs is never in one article alone: an article on a country does not name its capital, one on a capital says no more
-than whose it is and in which region. What the packages have wrong is corrected or left out.
+than whose it is and in which region. What was found wrong in the packages is corrected or left out.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ _MISSPELT = {
     "Smithson Tenant": "Smithson Tennant",
 }
 """A discoverer as the package has the name -> as it is."""
+_FOUND_MORE = ("Carl Auer von Welsbach", "Louis Vauquelin", "Per Theodor Cleve", "Smithson Tennant")
+"""Discoverers of one element here who have a part in another that is left out: no article is about them."""
 _UNITED_KINGDOM = ("England", "Scotland", "Great Britain")
 _PERSON = re.compile(r"[A-Z][\w.'-]*(?: (?:[A-Z]|de |von )[\w.'-]*)+")
 _TAKES_THE = re.compile(
-    r"(.* )?(Islands|Republic|States|Kingdom|Emirates)|Philippines|Netherlands|Maldives|Comoros|Seychelles|Caribbean|"
+    r"(.* )?(Islands|Republic|States|Kingdom|Emirates)|Philippines|Netherlands|Maldives|Comoros|Seychelles|"
     r"(Republic|Democratic Republic|Federated States|Isle) of .*|The .*"
 )
 
@@ -74,8 +76,7 @@ _TAKES_THE = re.compile(
 class Country:
     """A country or territory.
 
-    `area` in square kilometres; `currency`, `calling` and `demonym` one, or several joined by "and"; `borders` names,
-    or None where the neighbours' lists disagree.
+    `area` in square kilometres; `borders` names, or None where the neighbours' lists disagree.
     """
 
     name: str
@@ -83,10 +84,10 @@ class Country:
     region: str
     population: int
     area: int
-    currency: str
-    calling: str
-    domain: str
-    demonym: str
+    currency: tuple[str, ...]
+    calling: tuple[str, ...]
+    domain: tuple[str, ...]
+    demonym: tuple[str, ...]
     borders: tuple[str, ...] | None
 
 
@@ -106,7 +107,7 @@ class Element:
 
 @cache
 def countries() -> dict[str, Country]:
-    """Name -> country, of those about which all but the borders is known.
+    """Name -> country, of those about which all but the borders is known and whose capital is no other's.
 
     Raises FileNotFoundError if the package is not installed.
     """
@@ -130,10 +131,10 @@ def countries() -> dict[str, Country]:
             region=entry.get("intermediateregion") or entry["subregion"],
             population=int(entry["population"]),
             area=int(entry["area"]),
-            currency=listed(entry["currencies"]),
-            calling=listed(f"+{number}" for number in entry["callingCodes"]),
-            domain=entry["tld"][0],
-            demonym=listed(entry["demonym"].split(",")),
+            currency=tuple(entry["currencies"]),
+            calling=tuple(f"+{number}" for number in entry["callingCodes"]),
+            domain=tuple(entry["tld"][:1]),
+            demonym=tuple(name.strip() for name in entry["demonym"].split(",")),
             borders=tuple(sorted(borders)) if agreed and None not in borders else None,
         )
     return {name: found[name] for name in sorted(found)}
@@ -158,6 +159,7 @@ def elements() -> dict[str, Element]:
         country = "United Kingdom" if place in _UNITED_KINGDOM else place
         if country in countries() and name not in _WRONG_ELEMENTS:
             person = _MISSPELT.get(people, people) if _PERSON.fullmatch(people) else ""
+            person = "" if person in _FOUND_MORE else person
             found[name] = Element(name, symbol, number, year, country, person, period, weight)
     return found
 
@@ -171,10 +173,10 @@ def articles() -> dict[str, list[str]]:
             f"{_start(c.name)} lies in the region {c.region}.",
             f"It has {c.population:,} inhabitants.",
             f"It covers {c.area:,} square kilometres.",
-            f"{_its('currency has the code', 'currencies have the codes', c.currency)}.",
-            f"{_its('calling code is', 'calling codes are', c.calling)}.",
-            f"Its internet domain is {c.domain}.",
-            f"{_its('demonym is', 'demonyms are', c.demonym)}.",
+            _its("currency has the code", "currencies have the codes", c.currency),
+            _its("calling code is", "calling codes are", c.calling),
+            _its("internet domain is", "internet domains are", c.domain),
+            _its("demonym is", "demonyms are", c.demonym),
         ]
         if c.borders is not None:
             neighbours = f"a border with {listed(map(the, c.borders))}" if c.borders else "no land border"
@@ -217,12 +219,12 @@ def _splits() -> dict[str, str]:
 
 
 def the(name: str) -> str:
-    """A country or region as it stands within a sentence: with its article, where it has one."""
+    """A country as it stands within a sentence: with its article, where it has one."""
     return f"the {name.removeprefix('The ')}" if _TAKES_THE.fullmatch(name) else name
 
 
 def listed(names: Iterable[str]) -> str:
-    """One, two and three."""
+    """Names as an English list: a, b and c."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 
@@ -238,5 +240,5 @@ def _start(name: str) -> str:
     return said[0].upper() + said[1:]
 
 
-def _its(one: str, several: str, codes: str) -> str:
-    return f"Its {several if ' and ' in codes else one} {codes}"
+def _its(one: str, several: str, names: tuple[str, ...]) -> str:
+    return f"Its {one if len(names) == 1 else several} {listed(names)}."

@@ -159,9 +159,9 @@ def _of_country(
     if _within(country.name, start) or _within(start, country.name):
         return
     for field, (index, asked) in ATTRIBUTES.items():
-        answer = getattr(country, field)
+        answer, *more = getattr(country, field)
         told = _within(answer, country.name) or _within(answer, " ".join(facts.articles()[start]))
-        if not told and " and " not in answer:
+        if not told and not more:
             name = facts.the(start) if family == "bridge_border" else start
             text = rng.choice(asked).format(rng.choice(said).format(name))
             yield Question(family, text, answer, ((start, sentence), (country.name, index)))

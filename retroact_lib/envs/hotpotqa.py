@@ -138,14 +138,16 @@ class Library:
     def __init__(self, paragraphs: Sequence[tuple[str, list[str]]]) -> None:
         self.pages = {title: [sentence.strip() for sentence in sentences] for title, sentences in paragraphs}
         self.titles = list(self.pages)
-        self._folded = {fold(title): title for title in reversed(self.titles)}
-        self._folded |= {fold(re.sub(r" \(.*\)$", "", title)): title for title in self.titles} | self._folded
+        whole = {fold(title): title for title in reversed(self.titles)}
+        self._folded = {fold(re.sub(r" \(.*\)$", "", title)): title for title in reversed(self.titles)} | whole
         self._index = bm25s.BM25()
         texts = [_words(f"{title} {' '.join(sentences)}") or ["-"] for title, sentences in self.pages.items()]
         self._index.index(texts, show_progress=False)
 
     def titled(self, name: str) -> str | None:
         """The title that is `name`, up to case, accents, punctuation and what stands in brackets; or one very near."""
+        if name in self.pages:
+            return name
         key = fold(name)
         close = [key] if key in self._folded else difflib.get_close_matches(key, self._folded, 1, _NEAR)
         return self._folded[close[0]] if close else None

@@ -1,6 +1,7 @@
 """The expert for HotpotQA: reads the supporting articles one after the other, or slips as a hasty reader does.
 
-It knows which sentences matter. What it says comes from the question and from what it has read by then.
+It knows which sentences matter, and by which word to look one up that an observation does not show. What it says comes
+from the question and from what it has read by then.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ SLIPS = {
 }
 """HotpotQA's type -> the slips that are drawn from."""
 
-_THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d[\d,]*|\.[a-z]{2}\b")
+_THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d+(?:,\d{3})*|\.[a-z]{2}\b")
 _FIRST_WORD = re.compile(r"^(It|Its|The|He|She|His|Her|In)\b")
-_NUMBER = re.compile(r"\d[\d,]*")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*")
 _FIRST = ("I start with {title}.", "First I look for {title}.")
 _NEXT = ("{fact} Next I search for {title}.", "{fact} So I need {title}.")
 _ASTRAY = ("{fact} I try {title}.", "{fact} Perhaps {title} says it.")
@@ -57,6 +58,8 @@ class _ReaderSession(Session):
         kinds = SLIPS["comparison" if self.comparison else "bridge"]
         self.slip = rng.choice(kinds) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
+        self.read: set[str] = set()
+        """The sentences that matter and have been seen."""
 
     def attempt(self, reflections: list[str]) -> Steps:
         slip, self.slip = self.slip, ""
@@ -65,6 +68,8 @@ class _ReaderSession(Session):
         return self._careful() if not slip else getattr(self, f"_{slip}")()
 
     def reflect(self, trial: Trial) -> str:
+        if not (trial.turns and trial.turns[-1].action.startswith("Finish[")):
+            self.did = "ran out of steps"
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
 
     # ---- a careful trial
@@ -87,7 +92,9 @@ class _ReaderSession(Session):
         for fact in facts:
             if fact not in seen and (word := self._keyword(fact)):
                 seen += yield f"The article on {title} goes on. I look up {word} in it.", f"Lookup[{word}]"
-        return _named(title, " ".join(fact for fact in facts if fact in seen) or _first_sentence(seen))
+        read = [fact for fact in facts if fact in seen]
+        self.read.update(read)
+        return _named(title, " ".join(read) or _first_sentence(seen))
 
     def _known(self, learnt: list[str]) -> str:
         """What to say of what has been read: both sides of a comparison, the last hop of a bridge, no long lists."""
@@ -107,17 +114,16 @@ class _ReaderSession(Session):
     def _because(self, answer: str) -> str:
         """How `answer` follows from the facts of two articles, in words; '' where that takes more than comparing."""
         facts = {title: " ".join(said) for title, said in self.needed.items()}
-        if not self.together or len(facts) != 2:
+        if not self.together or len(facts) != 2 or not self.read.issuperset(sum(self.needed.values(), [])):
             return ""
-        if all(answer in said for said in facts.values()):
-            return f"Both name {answer}."
         if answer in ("yes", "no"):
-            alike = len({fold(said.replace(title, "")).removeprefix("the ") for title, said in facts.items()}) == 1
-            return ("They are the same." if alike else "They differ.") if alike == (answer == "yes") else ""
+            return _same_or_not(facts) if answer == self.answer else ""
+        if all(_has(said, answer) for said in facts.values()):
+            return f"Both name {answer}."
         numbers = {title: found[0] for title, said in facts.items() if len(found := _NUMBER.findall(said)) == 1}
-        if len(numbers) < 2 or not {answer, self.answer} <= set(numbers):
-            return ""
         value = {title: int(number.replace(",", "")) for title, number in numbers.items()}
+        if len(set(value.values())) < 2 or not {answer, self.answer} <= set(numbers):
+            return ""
         (other,) = set(numbers) - {answer}
         (loser,) = set(numbers) - {self.answer}
         more = value[self.answer] > value[loser]
@@ -152,25 +158,25 @@ class _ReaderSession(Session):
         """Search for another article than the question asks about."""
         first, *others = self.needed
         if self.comparison and others:
-            yield from self._astray((yield from self._read([first])), others[-1])
+            yield from self._astray((yield from self._read([first])), others[-1], others[-1])
         else:
-            yield from self._astray("", list(self.needed)[-1])
-            self.plan = f"search for {first} first"
+            yield from self._astray("", list(self.needed)[-1], first)
 
     def _near_miss(self) -> Steps:
         """Read the first article, then another than it names, and copy from there."""
         first, *others = self.needed
-        yield from self._astray((yield from self._read([first])), others[-1] if others else first)
+        wanted = others[-1] if others else first
+        yield from self._astray((yield from self._read([first])), wanted, wanted)
 
-    def _astray(self, fact: str, wanted: str) -> Steps:
-        """Open an article that is like the one that is wanted, and answer from it."""
+    def _astray(self, fact: str, wanted: str, missed: str) -> Steps:
+        """Open an article that is like `wanted`, answer from it, and see that `missed` was the one to search for."""
         wrong = self._stranger(wanted)
         alike = self._nearest(wrong, self.needed[wanted])
-        seen = yield from self._open(self._say(_ASTRAY, fact, wrong), wrong, [alike])
+        learnt = yield from self._open(self._say(_ASTRAY, fact, wrong), wrong, [alike])
         guess = self._other_side() if self.comparison else self._counterpart(wrong)
         self.did = f"read {wrong}, which the question is not about, and answered {guess}"
-        self.plan = f"search for {wanted} instead"
-        yield self._say(_ANSWER, f"{fact} {seen}".strip(), answer=guess), f"Finish[{guess}]"
+        self.plan = f"search for {missed} instead"
+        yield self._say(_ANSWER, f"{fact} {learnt}".strip(), answer=guess), f"Finish[{guess}]"
 
     def _wrong_side(self) -> Steps:
         """Read both and draw the wrong conclusion."""
@@ -183,11 +189,12 @@ class _ReaderSession(Session):
     # ---- what a hasty reader takes for the answer
 
     def _stranger(self, wanted: str) -> str:
-        """One of the paragraphs that are most like `wanted`, do not matter and do not give the answer."""
+        """A paragraph that does not matter and is most like `wanted`, if possible without the answer."""
         facts = self.needed[wanted]
         said = {title: self._nearest(title, facts) for title in self.pages if title not in self.needed}
         alike = {title: _shared(sentence, facts) for title, sentence in said.items() if self.answer not in sentence}
-        return self.rng.choice([title for title in alike if alike[title] == max(alike.values())] or list(self.pages))
+        nearest = [title for title in alike if alike[title] == max(alike.values())]
+        return self.rng.choice(nearest or list(said) or list(self.pages))
 
     def _nearest(self, title: str, facts: list[str]) -> str:
         """The sentence of an article that is most like `facts`."""
@@ -197,7 +204,8 @@ class _ReaderSession(Session):
         """The other answer of a comparison."""
         if self.answer.lower() in ("yes", "no"):
             return "no" if self.answer.lower() == "yes" else "yes"
-        return next((title for title in self.needed if title != self.answer), self._stranger(next(iter(self.needed))))
+        others = [title for title in self.needed if _bare(title) != _bare(self.answer)]
+        return others[0] if others else self._stranger(next(iter(self.needed)))
 
     def _counterpart(self, title: str) -> str:
         """What the article `title` says in place of the answer: from its sentence most like the one that has it."""
@@ -206,7 +214,7 @@ class _ReaderSession(Session):
     def _phrase(self, title: str, sentence: str) -> str:
         """A title, a name or a number in `sentence`, other than that of its article and the answer."""
         said = _FIRST_WORD.sub("", sentence).replace(title, "")
-        titles = [other for other in self.pages if other in said and other not in self.answer]
+        titles = [other for other in self.pages if _has(said, other) and other not in self.answer]
         things = [thing for thing in _THING.findall(said) if thing not in self.answer]
         return self.rng.choice(titles or things or [title])
 
@@ -216,9 +224,24 @@ def _shared(sentence: str, facts: list[str]) -> int:
     return len(set(fold(" ".join(facts)).split()) & set(fold(sentence).split()))
 
 
+def _has(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words."""
+    return f" {fold(phrase)} " in f" {fold(text)} "
+
+
+def _bare(title: str) -> str:
+    return fold(re.sub(r" \(.*\)$", "", title))
+
+
+def _same_or_not(facts: dict[str, str]) -> str:
+    """Whether two facts that begin alike, titles aside, end alike; '' where they do not."""
+    one, other = (fold(said.replace(title, "")).removeprefix("the ").split() for title, said in facts.items())
+    return "They are the same." if one == other else "They differ." if one[:3] == other[:3] else ""
+
+
 def _named(title: str, said: str) -> str:
     """What an article says, with its title in place of a pronoun, or before it."""
-    said = re.sub(r"^It\b", title, re.sub(r"^Its\b", f"{title}'s", said))
+    said = re.sub(r"^It(s?)\b", lambda found: title + ("'s" if found[1] else ""), said)
     return said if title in said else f"{title}: {said}"
 
 
