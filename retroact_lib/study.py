@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +72,11 @@ def plan(
     return items
 
 
-def reproduce(items: Sequence[Item], say=print) -> None:
+say_at_once = partial(print, flush=True)
+"""So that a log holds what a killed study had said."""
+
+
+def reproduce(items: Sequence[Item], say=say_at_once) -> None:
     """Run the plan. Raises RuntimeError, in one sentence, when a notebook fails; what was finished stays finished."""
     import papermill
 
@@ -131,7 +136,7 @@ def _stamps(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
 
 
-def refresh(say=print) -> None:
+def refresh(say=say_at_once) -> None:
     """Execute the notebooks in place with their own defaults, so that their outputs are those of the present code."""
     import nbformat
     from nbclient import NotebookClient
