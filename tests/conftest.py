@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -21,13 +22,19 @@ def default_checkpoint():
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory, default_checkpoint):
-    """Folder of a tiny random Llama (float32, seeded) with the real SmolLM2 tokenizer; its sizes suit NF4."""
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of the tiny model."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def make_tiny_checkpoint(folder: Path) -> str:
+    """Write a tiny random Llama (float32, seeded) with the real SmolLM2 tokenizer; its sizes suit NF4."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = AutoTokenizer.from_pretrained(default_checkpoint.path_or_hub_id)
+    from retroact_lib import checkpoints
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.resolve(checkpoints.DEFAULT).path_or_hub_id)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
