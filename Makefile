@@ -68,7 +68,7 @@ $(STAMP): FORCE
 endif
 FORCE:
 
-$(STAMP): pyproject.toml retroact_lib/checkpoints.py | $(PYTHON)
+$(STAMP): pyproject.toml retroact_lib/data_files.py | $(PYTHON)
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13;" \
 	  "deactivate that environment (or run 'make clean' if it is .venv), then run make again" >&2; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip --upgrade
@@ -81,8 +81,8 @@ else
 	@echo "note: ALFWorld is left out, because gcc and g++ are not here; the rest works without it. Install them, then" \
 	  "run 'make setup' again" >&2
 endif
-	$(PYTHON) -m pip install --quiet --no-deps $$($(PYTHON) -m retroact_lib.checkpoints --requirements)
-	$(PYTHON) -m retroact_lib.checkpoints --verify
+	$(PYTHON) -m pip install --quiet --no-deps $$($(PYTHON) -m retroact_lib.data_files --requirements)
+	$(PYTHON) -m retroact_lib.data_files --verify
 	$(PYTHON) -m retroact_lib.checkpoints --prepare
 	@printf '%s\n' "$(STATE)" > $(STAMP)
 

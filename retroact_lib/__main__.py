@@ -50,9 +50,9 @@ def _overrides(pairs: list[str]) -> dict[str, object]:
 
 
 def _literal(text: str) -> object:
-    for kind in (int, float):
+    for number in (int, float):
         try:
-            return kind(text)
+            return number(text)
         except ValueError:
             pass
     return {"true": True, "false": False}.get(text.lower(), text)

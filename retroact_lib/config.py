@@ -1,9 +1,10 @@
 """Every setting of the study: frozen dataclasses, one per stage, and the named profiles that fill them.
 
-Field names are unique across stages, so a notebook or a command line may override any of them by its bare name:
+What one environment alone has, and how it departs from a profile, stands in its package (`envs`). Field names are
+unique across stages, so a notebook or a command line may override any of them by its bare name:
 
     study = load_config("laptop", env="intercode_sql", seed=1, rl_lr=1e-4)
-    study.rl.rl_lr, study.data.il_tasks
+    study.rl.rl_lr, study.data.il_tasks, study.options.describe
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from retroact_lib import envs
 from retroact_lib.checkpoints import DEFAULT
 
 
@@ -23,16 +25,8 @@ class DataConfig:
 
     official_data: str = ""
     """Path or URL of the environment's official task file; empty for the embedded tasks alone."""
-    describe: str = "mysql"
-    """InterCode-SQL: DESC shows all six fields (``mysql``), name and type (``compact``), or names only (``names``)."""
-    retrieval: str = "distractor"
-    """HotpotQA: a search sees the question's own ten paragraphs (``distractor``), or those of all (``open``)."""
-    observation_chars: int = 400
-    """An observation longer than this is cut."""
     families: str = "all"
-    """Kinds of generated questions: ``all``, or names joined by commas (the real questions are not filtered)."""
-    max_columns: int = 0
-    """InterCode-SQL: leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
+    """Families of generated tasks: ``all``, or names joined by commas (tasks that people wrote are not filtered)."""
     il_tasks: int = 160
     """Training tasks that the expert demonstrates."""
     rl_tasks: int = 96
@@ -49,9 +43,6 @@ class DataConfig:
     """Share of expert episodes whose first trial holds a mistake."""
 
     def __post_init__(self):
-        for name, known in (("describe", ("mysql", "compact", "names")), ("retrieval", ("distractor", "open"))):
-            value = getattr(self, name)
-            _require(value in known, f"{name} is {value!r}; expected one of {known}.")
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
@@ -107,14 +98,14 @@ class RolloutConfig:
     """Tokens of one thought and action."""
     max_reflection_tokens: int = 64
     max_context: int = 2048
-    """Tokens of a trial and its reflection; a trial is cut off while there is still room for the reflection."""
-    rows: int = 32
+    """Tokens of a trial and its reflection; a trial is cut off while there is still space for the reflection."""
+    num_parallel: int = 32
     """Episodes decoded at once."""
     chunk: int = 96
     """Episodes between two saves; a killed chunk is played again from its start."""
 
     @property
-    def room(self) -> int:
+    def token_budget(self) -> int:
         """Tokens after which a trial takes no further step.
 
         What is left of `max_context` holds the next action, its observation and the verdict (256 in all), and a
@@ -125,10 +116,12 @@ class RolloutConfig:
     def __post_init__(self):
         _require(self.trials >= 1, f"trials (K) is {self.trials}; expected at least 1.")
         _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
-        for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "rows", "chunk"):
+        for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "num_parallel", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
-        least = self.max_context - self.room + 256
-        _require(self.room >= 256, f"max_context is {self.max_context}; expected at least {least} for one trial.")
+        least = self.max_context - self.token_budget + 256
+        _require(
+            self.token_budget >= 256, f"max_context is {self.max_context}; expected at least {least} for one trial."
+        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +228,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """One study: a profile, an environment, a seed, and the settings of every stage."""
+    """One study: a profile, an environment, a seed, the settings of every stage, and the environment's own."""
 
     profile: str = "smoke"
     """Names the folder of the results, and the values that are not overridden."""
@@ -247,30 +240,42 @@ class StudyConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    options: Any = None
+    """The settings that the environment alone has, as its package defines them (`envs.options_class`)."""
+
+    def __post_init__(self):
+        own = envs.options_class(self.env)
+        if not isinstance(self.options, own):
+            object.__setattr__(self, "options", own())
 
     def change(self, **values: Any) -> StudyConfig:
         """A copy with some fields, of any stage, changed. Raises ValueError for an unknown name or a wrong type."""
         changed = self
-        for name, value in values.items():
-            owner = _owner(name)
-            changed = (
-                replace(changed, **{name: _typed(StudyConfig, name, value)})
-                if owner is None
-                else replace(
-                    changed, **{owner: replace(getattr(changed, owner), **{name: _typed(STAGES[owner], name, value)})}
-                )
-            )
+        for name in sorted(values, key=lambda name: name != "env"):  # it decides which options there are
+            owner = changed._owner(name)
+            part = changed if owner is None else getattr(changed, owner)
+            part = replace(part, **{name: _typed(type(part), name, values[name])})
+            changed = part if owner is None else replace(changed, **{owner: part})
         return changed
 
     def flat(self) -> dict[str, Any]:
         """Every field by its bare name."""
         values = {"profile": self.profile, "env": self.env, "seed": self.seed}
-        for stage in STAGES:
-            values.update(dataclasses.asdict(getattr(self, stage)))
+        for part in PARTS:
+            values.update(dataclasses.asdict(getattr(self, part)))
         return values
 
+    def _owner(self, name: str) -> str | None:
+        """The part that has the field `name`; None for the study's own."""
+        if name in ("profile", "env", "seed"):
+            return None
+        for part in PARTS:
+            if name in {f.name for f in fields(getattr(self, part))}:
+                return part
+        raise ValueError(f"Unknown setting {name!r}; expected one of {', '.join(self.flat())}.")
 
-STAGES = {f.name: f.default_factory for f in fields(StudyConfig) if f.default_factory is not dataclasses.MISSING}
+
+PARTS = tuple(f.name for f in fields(StudyConfig) if f.name not in ("profile", "env", "seed"))
 
 PROFILES: dict[str, dict[str, Any]] = {
     # The committed notebooks' defaults: the real model on a few tasks, a minute or two each.
@@ -302,7 +307,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_batch=2,
         il_batch=1,
         max_action_tokens=64,
-        rows=48,
+        num_parallel=48,
         chunk=128,
     ),
     # One CUDA card.
@@ -314,7 +319,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         sft_epochs=3,
         rl_samples=4,
         rounds=2,
-        rows=256,
+        num_parallel=256,
         chunk=1024,
         batch_tokens=16_384,
         eval_trials=5,
@@ -343,55 +348,24 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_tasks=400,
         gradient_checkpointing=True,
         negative_rewards=True,
-        rows=16,
+        num_parallel=16,
         batch_tokens=8192,
         max_context=4096,
         max_repeats=10,
     ),
 }
 
-ADAPTED: dict[str, dict[str, dict[str, Any]]] = {
-    "intercode_sql": {
-        "smoke": dict(describe="names", families="count", max_steps=5),
-        "laptop": dict(
-            describe="names",
-            families="count,count_filter,aggregate,filter,superlative,distinct",
-            max_columns=2,
-            max_steps=6,
-        ),
-    },
-    "hotpotqa": {
-        "smoke": dict(families="bridge_capital", max_steps=4),
-        "laptop": dict(
-            max_steps=6,
-            max_action_tokens=96,
-            observation_chars=280,
-            il_tasks=320,
-            rl_tasks=192,
-            rl_lr=1e-4,
-            test_tasks=100,
-            ablations="no_il,continued_sft,plain_retry",
-        ),
-        "paper": dict(max_steps=5),
-    },
-    "alfworld": {
-        "smoke": dict(families="look_at_obj_in_light", max_steps=12),
-        "laptop": dict(
-            max_steps=15,
-            il_tasks=144,
-            mistake_rate=0.1,
-            sft_batch=2,
-            sft_lr=7e-4,
-            rl_tasks=72,
-            test_tasks=48,
-            eval_trials=2,
-            ablations="",
-        ),
-        "gpu": dict(max_steps=50, max_repeats=3),
-        "paper": dict(max_steps=50, max_repeats=3, test_tasks=134),
-    },
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_il": {"il_weight": 0.0},
+    "planner_only": {"roles": "planner"},
+    "reflector_only": {"roles": "reflector"},
+    "unmasked": {"mask_observations": False},
+    "ppo": {"objective": "ppo"},
+    "separate_adapters": {"separate_adapters": True},
+    "continued_sft": {"pg_weight": 0.0},
+    "plain_retry": {},
 }
-"""Environment -> profile -> what differs there from the profile."""
+"""Arm of notebook 04 -> the settings in which it differs from the full method."""
 
 
 def load_config(profile: str, **overrides: Any) -> StudyConfig:
@@ -402,8 +376,9 @@ def load_config(profile: str, **overrides: Any) -> StudyConfig:
     if profile not in PROFILES:
         raise ValueError(f"Unknown profile {profile!r}; expected one of {', '.join(PROFILES)}.")
     given = {name: value for name, value in overrides.items() if value is not None}
-    adapted = ADAPTED.get(given.get("env", StudyConfig.env), {}).get(profile, {})
-    return StudyConfig().change(profile=profile, **PROFILES[profile] | adapted).change(**given)
+    env = given.pop("env", StudyConfig.env)
+    values = PROFILES[profile] | envs.profile_overrides(env, profile)
+    return StudyConfig(env=env).change(profile=profile, **values).change(**given)
 
 
 def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
@@ -414,34 +389,24 @@ def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
     """
     plain = (str, int, float, bool, types.NoneType)
     ours = {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")}
-    for name in ours.keys() - set(field_names()):
+    known = field_names(ours.get("env", StudyConfig.env))
+    for name in ours.keys() - set(known):
         raise ValueError(
-            f"Unknown setting {name!r}; expected one of {', '.join(field_names())}. "
+            f"Unknown setting {name!r}; expected one of {', '.join(known)}. "
             f"If it is a variable of your own, name it _{name}."
         )
     return load_config(ours.pop("profile", "smoke"), **ours)
 
 
-def field_names() -> list[str]:
-    """The bare names of all settings."""
-    return list(StudyConfig().flat())
+def field_names(env: str = StudyConfig.env) -> list[str]:
+    """The bare names of all settings, with those that the environment alone has."""
+    return list(StudyConfig(env=env).flat())
 
 
-def _owner(name: str) -> str | None:
-    """The stage that has the field `name`; None for the study's own."""
-    if name in ("profile", "env", "seed"):
-        return None
-    for stage, kind in STAGES.items():
-        if name in {f.name for f in fields(kind)}:
-            return stage
-    raise ValueError(f"Unknown setting {name!r}; expected one of {', '.join(field_names())}.")
-
-
-def _typed(kind: type, name: str, value: Any) -> Any:
-    """`value` as the field's type; an int may stand for a float."""
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}[
-        next(f.type for f in fields(kind) if f.name == name)
-    ]
+def _typed(part: type, name: str, value: Any) -> Any:
+    """`value` as the type of the field `name` of `part`; an int may stand for a float."""
+    declared = next(f.type for f in fields(part) if f.name == name)
+    wanted = {plain.__name__: plain for plain in (int, float, str, bool)}[getattr(declared, "__name__", declared)]
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

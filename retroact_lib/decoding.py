@@ -80,16 +80,19 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def decode(
-    policy: Policy, episodes: Iterable[Generator[Request, Reply, Result]], rows: int = 16, read_tokens: int = 4096
+    policy: Policy,
+    episodes: Iterable[Generator[Request, Reply, Result]],
+    num_parallel: int = 16,
+    read_tokens: int = 4096,
 ) -> Iterator[tuple[int, Result]]:
-    """Run the generators, at most `rows` at a time; yield (position in `episodes`, its return value) as each ends.
+    """Run the generators, `num_parallel` at a time; yield (position in `episodes`, its return value) as each ends.
 
     `read_tokens` bounds the tokens of one reading pass, padding included.
     """
-    if rows < 1:
-        raise ValueError(f"rows is {rows}; expected at least 1.")
+    if num_parallel < 1:
+        raise ValueError(f"num_parallel is {num_parallel}; expected at least 1.")
     waiting = deque(enumerate(episodes))
-    active = [_Row(*waiting.popleft()) for _ in range(min(rows, len(waiting)))]
+    active = [_Row(*waiting.popleft()) for _ in range(min(num_parallel, len(waiting)))]
     cache = _RowCache(policy, places=len(active))
     while active:
         for row in active:
@@ -249,8 +252,8 @@ class _RowLayer(DynamicLayer):
     def _put(self, store_PHSD: torch.Tensor | None, new_BHWD: torch.Tensor) -> torch.Tensor:
         held = 0 if store_PHSD is None else store_PHSD.shape[2]
         if self.now.length > held:  # grows in large steps: touching new memory is slow
-            room = -(-self.now.length // 256) * 256
-            grown_PHSD = new_BHWD.new_zeros(self.places, new_BHWD.shape[1], room, new_BHWD.shape[3])
+            capacity = -(-self.now.length // 256) * 256
+            grown_PHSD = new_BHWD.new_zeros(self.places, new_BHWD.shape[1], capacity, new_BHWD.shape[3])
             if store_PHSD is not None:
                 grown_PHSD[:, :, :held] = store_PHSD
             store_PHSD = grown_PHSD

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from retroact_lib import prompts
+from retroact_lib.authors import read_authors_file
 from retroact_lib.config import RLConfig
 from retroact_lib.envs.base import Env
+from retroact_lib.files import write_text
 from retroact_lib.policy import Policy
-from retroact_lib.runs import write_text
-from retroact_lib.trajectories import Trajectory, Trial, read_authors_file, reflector_reward
+from retroact_lib.trajectories import Trajectory, Trial, reflector_reward
 
 
 @dataclass(frozen=True)

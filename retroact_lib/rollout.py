@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterator, Sequence
 
 from retroact_lib import prompts
@@ -10,13 +9,8 @@ from retroact_lib.config import RolloutConfig
 from retroact_lib.decoding import Reply, Request, decode
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.policy import Policy
-from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
-
-
-def draw_seed(*parts: object) -> int:
-    """A 64-bit seed from names and numbers, the same in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+from retroact_lib.trajectories import Reflection, Trajectory, Trial
+from retroact_lib.trials import Attempt, draw_seed
 
 
 def rollouts(
@@ -28,7 +22,8 @@ def rollouts(
     """
     if not episodes:
         raise ValueError("There are no episodes to roll out.")
-    return decode(policy, (play(policy, env, task, config, seed) for task, seed in episodes), rows=config.rows)
+    played = (play(policy, env, task, config, seed) for task, seed in episodes)
+    return decode(policy, played, config.num_parallel)
 
 
 def play(
@@ -37,8 +32,8 @@ def play(
     """Up to K trials at one task with a reflection after each failure, as a conversation with `decode`."""
     trajectory = Trajectory(task.id, task.question, task.family)
     for k in range(config.trials):
-        memory = [r.text for r in trajectory.reflections]
-        trial = yield from _attempt(policy, env, task, memory, k, config, seed)
+        reflections = [r.text for r in trajectory.reflections]
+        trial = yield from _attempt(policy, env, task, reflections, k, config, seed)
         trajectory.trials.append(trial)
         if trial.success or k + 1 == config.trials:
             break
@@ -48,14 +43,12 @@ def play(
 
 
 def _attempt(
-    policy: Policy, env: Env, task: Task, memory: list[str], k: int, config: RolloutConfig, seed: int
+    policy: Policy, env: Env, task: Task, reflections: list[str], k: int, config: RolloutConfig, seed: int
 ) -> Generator[Request, Reply, Trial]:
-    episode = env.start(task)
-    try:
-        turns: list[Turn] = []
-        repeats = 0
-        read = policy.planner_prompt_ids(env.instruction, task.question, memory)
-        for step in range(1, config.max_steps + 1):
+    read = policy.planner_prompt_ids(env.instruction, task.question, reflections)
+    with Attempt(env, task, reflections, config.max_steps, config.max_repeats) as attempt:
+        while not attempt.over:
+            step = attempt.step
             reply = yield Request(
                 ids=read,
                 role="planner",
@@ -66,15 +59,11 @@ def _attempt(
                 fresh=step == 1,
             )
             _, action = prompts.parse_agent_text(reply.text)
-            answer = episode.step(action)
-            repeats = repeats + 1 if step > 1 and action == turns[-1].action else 1
-            turns.append(Turn(reply.text, action, answer.observation, reply.ids, reply.logps))
-            read = policy.encode(prompts.environment_text(step, answer.observation))
-            if answer.done or repeats == config.max_repeats or reply.context + len(read) > config.room:
+            observation = attempt.act(reply.text, action, reply.ids, reply.logps)
+            read = policy.encode(prompts.environment_text(step, observation))
+            if reply.context + len(read) > config.token_budget:
                 break
-        return Trial(memory[-prompts.MAX_REFLECTIONS :], turns, episode.reward(), episode.success())
-    finally:
-        episode.close()
+        return attempt.record()
 
 
 def _reflect(

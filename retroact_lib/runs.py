@@ -2,7 +2,7 @@
 
     <stage>-<key>/
       manifest.json     parameters, inputs, git commit, versions, hardware, start, end, status
-      .lock             the process that works on it, until it is finished
+      .lock             held by the process that works on it, until it is finished
       metrics.jsonl     one line per update
       state.pt          the training checkpoint; replaced as a whole
       ...               what the stage makes: trajectories.jsonl, adapter/
@@ -13,26 +13,25 @@ setting finds its finished work, and a killed run goes on where its last whole f
 
 from __future__ import annotations
 
-import ast
 import ctypes
-import fcntl
-import hashlib
-import io
 import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
-import tokenize
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
+from filelock import FileLock, Timeout
+
+from retroact_lib.files import code_digest, digest_of, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "sqlglot", "papermill"),
@@ -40,8 +39,25 @@ PACKAGES = (
 )
 
 
-_LOCKS: dict[Path, IO[str]] = {}
-"""Run directory -> the open lock file, of the runs that this process works on."""
+CODE = {
+    "expert": ("trajectories", "trials", "prompts", "experts/base", "envs/base", "envs/{env}"),
+    "sft": ("prompts", "policy", "examples", "losses", "training"),
+    "rollouts": ("prompts", "policy", "decoding", "trials", "rollout", "envs/base", "envs/{env}"),
+    "examples": ("prompts", "policy", "trajectories", "examples", "training"),
+    "rl": ("prompts", "policy", "examples", "losses", "training"),
+}
+"""Stage -> the modules and packages that make its result: a change of their code makes finished runs stale."""
+
+
+def stage_digest(stage: str, env: str) -> str:
+    """Digest of the code that makes the result of a stage in an environment."""
+    return code_digest(*(part.format(env=env) for part in CODE[stage]))
+
+
+def study_digest(env: str) -> str:
+    """Digest of the code that the results of all stages in an environment depend on."""
+    parts = {part.format(env=env) for stage in CODE.values() for part in stage}
+    return code_digest("evaluation", *sorted(parts))
 
 
 class Run:
@@ -49,6 +65,7 @@ class Run:
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
+        self._held: FileLock | None = None
 
     @classmethod
     def open(cls, root: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
@@ -67,28 +84,21 @@ class Run:
         run._lock()
         if file.exists():
             run.manifest = read_json(file)
-        else:
-            write_json(file, run.manifest)
+        run.manifest["process"] = os.getpid()
+        write_json(file, run.manifest)
         return run
 
     def _lock(self) -> None:
         """Keep other processes out until the run is finished or this process ends."""
-        if self.path in _LOCKS:
-            return
-        file = open(self.path / ".lock", "a+")
+        lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read() or "unknown"
-            file.close()
+            lock.acquire()
+        except Timeout:
+            holder = read_json(self.path / "manifest.json").get("process", "unknown")
             raise RuntimeError(
                 f"{self.path} is being made by process {holder}; wait for it, or stop it first."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        _LOCKS[self.path] = file
+        self._held = lock
 
     @property
     def key(self) -> str:
@@ -110,8 +120,8 @@ class Run:
         self.manifest = {**self.manifest, "status": "finished", "ended": _now(), "summary": summary}
         write_json(self.path / "manifest.json", self.manifest)
         (self.path / "state.pt").unlink(missing_ok=True)
-        if lock := _LOCKS.pop(self.path, None):
-            lock.close()
+        if self._held:
+            self._held.release(force=True)
 
     # -- metrics ------------------------------------------------------------------------------------------------
 
@@ -146,12 +156,16 @@ class Run:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace state.pt as a whole."""
+        import torch
+
         temporary = self.path / "state.pt.tmp"
         torch.save(state, temporary)
         os.replace(temporary, self.path / "state.pt")
 
     def load_state(self) -> dict[str, Any] | None:
         """The last training checkpoint, or None. Raises ValueError naming the file when it is damaged."""
+        import torch
+
         file = self.path / "state.pt"
         if not file.exists():
             return None
@@ -163,6 +177,8 @@ class Run:
 
 def provenance() -> dict[str, Any]:
     """Commit and dirty flag, package versions, Python, hardware."""
+    import torch
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -183,31 +199,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def code_digest(*modules: str) -> str:
-    """SHA-256 over the code of modules of the library; a folder (``envs``, or ``""`` for the top) stands for its own.
-
-    Comments, docstrings and empty lines do not count: only what could change a result makes a finished run stale.
-    """
-    folder = Path(__file__).parent
-    files = [f for m in modules for f in (sorted((folder / m).glob("*.py")) or [folder / f"{m}.py"])]
-    return digest_of([_code_lines(file.read_text()) for file in files])
-
-
-def _code_lines(source: str) -> list[str]:
-    """The lines of a module that do something; the same under every version of Python, as a syntax tree is not."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    return [line.rstrip() for line in lines if line.strip()]
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory in GiB: of the card for a CUDA device, else of this process (resident set)."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -220,50 +215,6 @@ def give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         pass
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, None if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError naming the file when it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again.") from error
-
-
-def replace_folder(path: Path, fill) -> None:
-    """Have `fill(folder)` write a new folder, then put it in place of `path`."""
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(temporary, path)
 
 
 def _git(*arguments: str) -> str | None:

@@ -8,7 +8,6 @@ only files. What a run depends on is in its key, so arms that share a stage shar
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -16,41 +15,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from retroact_lib import checkpoints, envs, examples, experts, paths, training
-from retroact_lib.config import PolicyConfig, RolloutConfig, StudyConfig
+from retroact_lib import checkpoints, envs, examples, experts, paths, tables, training
+from retroact_lib.config import ABLATIONS, PolicyConfig, RolloutConfig, StudyConfig
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.evaluation import outcomes
+from retroact_lib.files import digest_of, replace_folder
 from retroact_lib.policy import Policy
 from retroact_lib.progress import bar
-from retroact_lib.rollout import draw_seed, rollouts
-from retroact_lib.runs import Run, code_digest, digest_of, give_back_memory, replace_folder, write_json, write_text
+from retroact_lib.rollout import rollouts
+from retroact_lib.runs import Run, give_back_memory, stage_digest
 from retroact_lib.trajectories import Trajectory, append_trajectories, read_trajectories, write_trajectories
+from retroact_lib.trials import draw_seed
 
 TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
-
-CODE = {
-    "expert": ("prompts", "trajectories"),
-    "sft": ("prompts", "policy", "examples", "losses", "training"),
-    "rollouts": ("prompts", "policy", "decoding", "rollout"),
-    "examples": ("prompts", "policy", "trajectories", "examples", "training"),
-    "rl": ("prompts", "policy", "examples", "losses", "training"),
-}
-"""Stage -> the modules that make its result, beside the environment's own (`_modules`); a change of their code makes
-finished runs stale."""
-
-ABLATIONS: dict[str, dict] = {
-    "no_il": {"il_weight": 0.0},
-    "planner_only": {"roles": "planner"},
-    "reflector_only": {"roles": "reflector"},
-    "unmasked": {"mask_observations": False},
-    "ppo": {"objective": "ppo"},
-    "separate_adapters": {"separate_adapters": True},
-    "continued_sft": {"pg_weight": 0.0},
-    "plain_retry": {},
-}
-"""Arm of notebook 04 -> the settings in which it differs from the full method."""
 
 
 class NothingToLearn(ValueError):
@@ -69,17 +48,13 @@ class AfterEpoch(Run):
 
 
 def environment(config: StudyConfig) -> Env:
-    """The environment that the settings name. Raises ValueError for an unknown one."""
-    return _environment(config.env, config.data.official_data, tuple(_env_options(config).items()))
-
-
-def _env_options(config: StudyConfig) -> dict:
-    return {name: getattr(config.data, name) for name in envs.kind(config.env).options}
+    """The environment that the settings name."""
+    return _environment(config.env, config.data.official_data, config.options)
 
 
 @lru_cache(maxsize=4)
-def _environment(name: str, official_data: str, options: tuple) -> Env:
-    return envs.kind(name)(data=official_data or None, **dict(options))
+def _environment(name: str, official_data: str, options: object) -> Env:
+    return envs.env_class(name)(data=official_data or None, **asdict(options))
 
 
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
@@ -110,7 +85,7 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
 
 
 def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> list[Task]:
-    """The first `count` tasks of a split that are of the chosen kinds."""
+    """The first `count` tasks of a split of the chosen families."""
     asked = config.data.families
     families = () if asked == "all" else [name.strip() for name in asked.split(",")]
     return environment(config).tasks(split, count, seed, families)
@@ -269,8 +244,8 @@ def learning_curve(config: StudyConfig) -> pd.DataFrame:
     run, last = train_sft(config), config.sft.sft_epochs
     policies = [None, *(AfterEpoch(run, epoch) for epoch in range(1, last)), run]
     arms = ["base"] + ["sft"] * last
-    tables = [evaluate(config, policy, arm, "validation", "greedy") for policy, arm in zip(policies, arms, strict=True)]
-    return pd.concat([table.assign(epoch=epoch) for epoch, table in enumerate(tables)], ignore_index=True)
+    found = [evaluate(config, policy, arm, "validation", "greedy") for policy, arm in zip(policies, arms, strict=True)]
+    return pd.concat([table.assign(epoch=epoch) for epoch, table in enumerate(found)], ignore_index=True)
 
 
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:
@@ -331,7 +306,7 @@ def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
     trained = [train_sft(changed), *_learned(changed)]
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
-    save_table(config, table, f"outcomes-04-{arm}", trained)
+    tables.save(config, table, f"outcomes-04-{arm}", trained)
     return table
 
 
@@ -361,68 +336,6 @@ def _arm_config(config: StudyConfig, arm: str) -> StudyConfig:
         taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
         changed = changed.change(max_updates=taken, rounds=1)
     return changed
-
-
-def save_table(config: StudyConfig, table: pd.DataFrame, name: str, trained: Sequence[Run] = ()) -> None:
-    """Write a table of this seed below the results folder, and the manifests of the runs that `trained` its policies.
-
-    Each file is written as a whole or not at all. The column `study` names the settings and the code behind the table.
-    """
-    folder, file = paths.results_dir(config.profile, config.env), f"{name}-seed{config.seed}"
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tables" / f"{file}.csv", table.assign(study=_study(config)).to_csv(index=False))
-    if trained:
-        (folder / "manifests").mkdir(exist_ok=True)
-        write_json(folder / "manifests" / f"{file}.json", {run.path.name: run.manifest for run in trained})
-
-
-def _study(config: StudyConfig) -> str:
-    """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
-    settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
-    modules = {"evaluation"}.union(*(_modules(config.env, stage) for stage in CODE))
-    return digest_of([settings, ABLATIONS, code_digest(*sorted(modules))])[:10]
-
-
-def _modules(env: str, stage: str) -> tuple[str, ...]:
-    own = envs.modules(env) if stage in ("expert", "rollouts") else ()
-    return (*own, *(experts.modules(env) if stage == "expert" else ()), *CODE[stage])
-
-
-def read_tables(config: StudyConfig, pattern: str) -> pd.DataFrame:
-    """The tables whose names match, of all seeds, as one.
-
-    Where some were made with the present settings and code, others are left out with a warning. Raises ValueError when
-    there is no table, or when none is of the present settings and code and they differ among each other.
-    """
-    folder = paths.results_dir(config.profile, config.env) / "tables"
-    files = sorted(folder.glob(f"{pattern}-seed*.csv"))
-    if not files:
-        raise ValueError(f"{folder} holds no table {pattern}: run the notebooks before this one first.")
-    parts: dict[str, dict[str, pd.DataFrame]] = {}
-    for file in files:
-        table = _read_table(file)
-        study = str(table["study"].iloc[0]) if "study" in table else ""
-        parts.setdefault(study, {})[file.name] = table.drop(columns="study", errors="ignore")
-    now = _study(config)
-    if len(parts) > 1 and now not in parts:
-        one, other = (min(tables) for tables in list(parts.values())[:2])
-        raise ValueError(
-            f"{folder} holds tables of different settings or code, which cannot be compared: {one} and {other}. Run "
-            "the notebooks that made the older ones again, or delete those tables."
-        )
-    if old := sorted(name for study, tables in parts.items() if study != now and len(parts) > 1 for name in tables):
-        warnings.warn(f"Made with other settings or code, so left out: {', '.join(old)}.", stacklevel=2)
-    return pd.concat((parts.get(now) or next(iter(parts.values()))).values(), ignore_index=True)
-
-
-def _read_table(file: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file, dtype={"study": str})
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{file} is damaged ({error}); delete it and run the notebook that makes it again.") from None
-    if table.empty:
-        raise ValueError(f"{file} is empty; delete it and run the notebook that makes it again.")
-    return table
 
 
 def load_policy(config: StudyConfig, start: Run | None) -> Policy:
@@ -462,12 +375,7 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
 
 def _open(config: StudyConfig, stage: str, parameters: dict, inputs: dict) -> Run:
     """The stage's run; its key also holds the environment, the seed, and the code that makes the result."""
-    shared = {
-        "env": config.env,
-        "seed": config.seed,
-        **_env_options(config),
-        "code": code_digest(*_modules(config.env, stage)),
-    }
+    shared = {"env": config.env, "seed": config.seed, **asdict(config.options), "code": stage_digest(stage, config.env)}
     return Run.open(paths.runs_dir(config.profile, config.env), stage, {**shared, **parameters}, inputs)
 
 

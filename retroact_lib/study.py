@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from retroact_lib import checkpoints, paths, runs, stages
+from retroact_lib import checkpoints, files, paths, runs, stages
 from retroact_lib.config import StudyConfig, load_config
 from retroact_lib.policy import device_of
 
@@ -90,11 +90,11 @@ def reproduce(items: Sequence[Item], say=say_at_once) -> None:
             "source": _source_digest(source),
             "parameters": item.parameters,
             "settings": _config(item).flat(),
-            "code": runs.code_digest("", "envs", "experts"),
+            "code": files.code_digest(""),
         }
-        before = runs.read_json(record) if record.exists() else {}
+        before = files.read_json(record) if record.exists() else {}
         left = before.get("files", {})
-        whole = bool(left) and all(runs.file_digest(folder / name) == digest for name, digest in left.items())
+        whole = bool(left) and all(_is(folder / name, digest) for name, digest in left.items())
         if whole and {k: before.get(k) for k in wanted} == wanted and item.notebook != "05_plots":
             say(f"{item.name}: skipped, it ended well on {before['ended']}, no code or setting changed since.")
             continue
@@ -121,19 +121,23 @@ def reproduce(items: Sequence[Item], say=say_at_once) -> None:
             ) from error
         _quiet(output)
         made = sorted(name for name, stamp in _stamps(folder).items() if stamps.get(name) != stamp)
-        files = {name: runs.file_digest(folder / name) for name in made}
-        manifest = runs.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
-        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance, "files": files}
-        runs.write_json(folder / "manifest.json", manifest)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(record, manifest[item.name])
+        digests = {name: files.sha256_of(folder / name) for name in made}
+        manifest = files.read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+        manifest[item.name] = {**wanted, "started": started, "ended": _now(), **provenance, "files": digests}
+        files.write_json(folder / "manifest.json", manifest)
+        files.write_json(record, manifest[item.name])
         say(f"{item.name}: done, {_minutes(started, manifest[item.name]['ended'])}.")
 
 
 def _stamps(folder: Path) -> dict[str, int]:
     """When each file of the results was last written, by its path below `folder`; the manifest of all is left out."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / "manifest.json")
-    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
+    made = (file for file in folder.rglob("*") if file.is_file() and file != folder / "manifest.json")
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in made}
+
+
+def _is(file: Path, digest: str) -> bool:
+    """Whether the file is there and has that digest."""
+    return file.is_file() and files.sha256_of(file) == digest
 
 
 def refresh(say=say_at_once) -> None:
@@ -196,7 +200,7 @@ def estimated_memory_gib(config: StudyConfig) -> str:
     per_value = 4 if on_cpu else 2
     activations = (2 if config.policy.gradient_checkpointing else 34) * hidden * layers * config.sft.batch_tokens
     weights = 0.55 * linear + per_value * embeddings + 16 * lora
-    cache = config.rollout.rows * config.rollout.max_context * layers * 2 * heads * hidden
+    cache = config.rollout.num_parallel * config.rollout.max_context * layers * 2 * heads * hidden
     training = weights + per_value * activations
     rollouts = weights + per_value * cache + (2 * linear if on_cpu else 0)
     return (
@@ -245,7 +249,7 @@ def _quiet(notebook: Path) -> None:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    runs.write_text(notebook, nbformat.writes(book) + "\n")
+    files.write_text(notebook, nbformat.writes(book) + "\n")
 
 
 def _now() -> str:

@@ -19,9 +19,10 @@ import torch
 from retroact_lib import losses
 from retroact_lib.config import RLConfig, SFTConfig
 from retroact_lib.examples import Batch, Example, collate, micro_batches
+from retroact_lib.files import replace_folder
 from retroact_lib.policy import Policy
 from retroact_lib.progress import progress
-from retroact_lib.runs import Run, peak_memory_gib, replace_folder
+from retroact_lib.runs import Run, peak_memory_gib
 
 EPOCH_ADAPTER = "adapter-epoch{}"
 """Folder of the adapters after an epoch of stage 1, counted from 1."""

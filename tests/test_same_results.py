@@ -15,7 +15,8 @@ import pytest
 
 from retroact_lib import examples, experts, rollout, stages, training
 from retroact_lib.config import load_config
-from retroact_lib.runs import Run, digest_of
+from retroact_lib.files import digest_of
+from retroact_lib.runs import Run
 
 RECORD = Path(__file__).with_name("same_results.json")
 SIZES = {

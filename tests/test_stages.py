@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from retroact_lib import paths, rollout, stages, training
-from retroact_lib.config import load_config
+from retroact_lib import paths, rollout, stages, tables, training
+from retroact_lib.config import ABLATIONS, load_config
 from retroact_lib.decoding import Reply
 from retroact_lib.envs.base import Task
 from retroact_lib.policy import Policy
@@ -33,14 +33,14 @@ def config(tiny_checkpoint, tmp_path, monkeypatch):
         max_action_tokens=10,
         max_reflection_tokens=6,
         chunk=4,
-        rows=3,
+        num_parallel=3,
         lora_rank=2,
     )
 
 
 def play(config, tasks, rows, order=1):
     policy = Policy.load(config.policy, seed=0)
-    how = config.change(rows=rows, trials=2).rollout
+    how = config.change(num_parallel=rows, trials=2).rollout
     episodes = [(task, 7) for task in tasks][::order]
     return [
         t for _, t in sorted(rollout.rollouts(policy, stages.environment(config), episodes, how), key=lambda p: p[0])
@@ -182,36 +182,36 @@ def test_stages_share_one_model_and_leave_nothing_in_it(config):
 
 def test_a_table_is_saved_with_the_manifests_of_the_runs_behind_it(config, tmp_path):
     run = stages.train_sft(config)
-    stages.save_table(config, stages.training_metrics([run]), "metrics-sft", [run])
+    tables.save(config, stages.training_metrics([run]), "metrics-sft", [run])
     (file,) = tmp_path.glob("results/**/manifests/metrics-sft-seed0.json")
     assert json.loads(file.read_text()) == {run.path.name: run.manifest}
-    assert len(stages.read_tables(config, "metrics-sft")) == run.manifest["summary"]["updates"]
+    assert len(tables.read(config, "metrics-sft")) == run.manifest["summary"]["updates"]
 
 
 def test_tables_of_different_settings_are_not_compared(config):
     table = stages.training_metrics([stages.train_sft(config)])
-    stages.save_table(config, table, "metrics-sft")
-    stages.save_table(config.change(seed=1, bootstrap=10), table, "metrics-sft")
-    assert len(stages.read_tables(config, "metrics-sft")) == 2 * len(table)
-    stages.save_table(config.change(sft_lr=1e-5, seed=2), table, "metrics-sft")
+    tables.save(config, table, "metrics-sft")
+    tables.save(config.change(seed=1, bootstrap=10), table, "metrics-sft")
+    assert len(tables.read(config, "metrics-sft")) == 2 * len(table)
+    tables.save(config.change(sft_lr=1e-5, seed=2), table, "metrics-sft")
     with pytest.warns(UserWarning, match="left out: metrics-sft-seed2.csv"):
-        assert len(stages.read_tables(config, "metrics-sft")) == 2 * len(table)
+        assert len(tables.read(config, "metrics-sft")) == 2 * len(table)
     with pytest.raises(ValueError, match="different settings or code.*seed0.csv and metrics-sft-seed2.csv"):
-        stages.read_tables(config.change(sft_lr=1e-6), "metrics-sft")
+        tables.read(config.change(sft_lr=1e-6), "metrics-sft")
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("", "is damaged"), ("update,loss\n", "is empty"), ('a\n"', "is damaged")]
 )
 def test_a_damaged_table_is_named(config, text, message):
-    stages.save_table(config, stages.training_metrics([stages.train_sft(config)]), "metrics-sft")
+    tables.save(config, stages.training_metrics([stages.train_sft(config)]), "metrics-sft")
     (paths.results_dir("smoke", "intercode_sql") / "tables" / "metrics-sft-seed0.csv").write_text(text)
     with pytest.raises(ValueError, match=f"metrics-sft-seed0.csv {message}.*delete it"):
-        stages.read_tables(config, "metrics-sft")
+        tables.read(config, "metrics-sft")
 
 
 def test_ablation_arms_share_what_they_have_in_common(config):
-    keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in stages.ABLATIONS.items()}
+    keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in ABLATIONS.items()}
     alone = {"unmasked", "separate_adapters"}
     shared = {key for arm, key in keys.items() if arm not in alone}
     assert shared == {stages.train_sft(config).key} and len({keys[arm] for arm in alone} | shared) == 3

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from retroact_lib import __main__ as command_line
-from retroact_lib import envs, evaluation, paths, progress, stages, study
+from retroact_lib import envs, evaluation, paths, progress, study, tables
 from retroact_lib.config import field_names, load_config
 
 PROJECT = paths.project_dir()
@@ -138,10 +138,10 @@ def test_progress_in_a_log_is_lines(monkeypatch, capsys):
 def test_the_committed_summaries_follow_from_the_committed_tables(env):
     config = load_config("laptop", env=env)
     folder = paths.results_dir("laptop", env)
-    headline = stages.read_tables(config, "outcomes-0[23]")
+    headline = tables.read(config, "outcomes-0[23]")
     summary = evaluation.summarise(headline, resamples=config.evaluation.bootstrap)
     assert (folder / "summary.csv").read_text() == summary.round(4).to_csv(index=False)
-    unseen = stages.read_tables(config, "outcomes-0*").query("split == 'test'")
+    unseen = tables.read(config, "outcomes-0*").query("split == 'test'")
     unseen["mode"] = unseen["mode"].replace("retry", "sampled")
     seeds = set.intersection(*(set(rows["seed"]) for _, rows in unseen.groupby("arm")))
     arms = evaluation.summarise(unseen[unseen["seed"].isin(seeds)], resamples=config.evaluation.bootstrap)

@@ -95,7 +95,7 @@ def test_log_probs_are_those_of_the_model(policy):
 def test_gradients_are_the_same_before_and_after_decoding(policy):
     rows = some_examples(3)
     before = gradients(policy, rows, [[0, 1, 2]])
-    list(decode(policy, [episode(policy, "hello")], rows=1))
+    list(decode(policy, [episode(policy, "hello")], num_parallel=1))
     after = gradients(policy, rows, [[0, 1, 2]])
     assert torch.equal(before, after)
 
@@ -164,9 +164,9 @@ def test_a_reply_depends_on_neither_batch_size_nor_order(policy, temperature):
         "Hanna",
         "Ida",
     ]
-    alone = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=1))
-    batched = dict(decode(policy, [episode(policy, n, temperature) for n in names], rows=8, read_tokens=60))
-    turned = dict(decode(policy, [episode(policy, n, temperature) for n in names[::-1]], rows=4))
+    alone = dict(decode(policy, [episode(policy, n, temperature) for n in names], num_parallel=1))
+    batched = dict(decode(policy, [episode(policy, n, temperature) for n in names], num_parallel=8, read_tokens=60))
+    turned = dict(decode(policy, [episode(policy, n, temperature) for n in names[::-1]], num_parallel=4))
     for i in range(len(names)):
         for other in (batched[i], turned[len(names) - 1 - i]):
             assert [r.ids for r in alone[i]] == [r.ids for r in other]

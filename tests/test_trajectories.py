@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from retroact_lib.authors import read_authors_file, split_authors_output
 from retroact_lib.trajectories import (
     Reflection,
     Trajectory,
     Trial,
     Turn,
     append_trajectories,
-    read_authors_file,
     read_trajectories,
     reflector_reward,
-    split_authors_output,
     write_trajectories,
 )
 

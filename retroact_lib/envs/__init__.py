@@ -1,28 +1,43 @@
-"""Environments by name. A new one is a module with an `Env` subclass, and a line in `ENVIRONMENTS` and `PARTS`."""
+"""Environments by name. A new one is a package of this folder and its line in `ENVIRONMENTS`.
+
+The package holds ``env.py`` with a subclass of `base.Env`, and beside it whatever the environment is made of. Its
+``__init__.py`` imports nothing heavy and may hold `Options`, the settings that this environment alone has (a frozen
+dataclass, whose fields the constructor takes beside `data`), and `PROFILES`, what differs here from each profile.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from retroact_lib.envs.base import Env
 
 ENVIRONMENTS = {"intercode_sql": "InterCodeSQL", "hotpotqa": "HotpotQA", "alfworld": "ALFWorld"}
-"""Name, which is the module's, -> class."""
-PARTS = {
-    "intercode_sql": ("spider", "sql_engine", "sql_words", "sql_tasks"),
-    "hotpotqa": ("hotpot_articles", "hotpot_questions"),
-    "alfworld": ("alfworld_games", "alfworld_engine", "alfworld_worker"),
-}
-"""Name -> the other modules that it is made of: a change of their code makes finished runs stale."""
+"""Name, which is the package's, -> class."""
 
 
-def kind(name: str) -> type[Env]:
+@dataclass(frozen=True)
+class NoOptions:
+    """An environment without settings of its own."""
+
+
+def env_class(name: str) -> type[Env]:
     """The class of the environment `name`. Raises ValueError for an unknown name."""
+    return getattr(import_module(f"{_package(name).__name__}.env"), ENVIRONMENTS[name])
+
+
+def options_class(name: str) -> type:
+    """The dataclass of the settings that the environment `name` alone has. Raises ValueError for an unknown name."""
+    return getattr(_package(name), "Options", NoOptions)
+
+
+def profile_overrides(name: str, profile: str) -> dict[str, Any]:
+    """What differs from a profile in the environment `name`. Raises ValueError for an unknown name."""
+    return dict(getattr(_package(name), "PROFILES", {}).get(profile, {}))
+
+
+def _package(name: str):
     if name not in ENVIRONMENTS:
         raise ValueError(f"Unknown environment {name!r}; expected one of {', '.join(ENVIRONMENTS)}.")
-    return getattr(import_module(f"retroact_lib.envs.{name}"), ENVIRONMENTS[name])
-
-
-def modules(name: str) -> tuple[str, ...]:
-    """The modules of the library whose code an environment's tasks and answers depend on."""
-    return tuple(f"envs/{module}" for module in ("base", name, *PARTS[name]))
+    return import_module(f"{__name__}.{name}")

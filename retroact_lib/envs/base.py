@@ -6,10 +6,14 @@ It never sees a model; agents reach it only through action strings such as ``exe
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from retroact_lib.experts.base import Expert
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Task:
     id: str
     question: str
     family: str
-    """The kind of question (``count``, ``join``, ...), the unit of the tables by type."""
+    """What sort of task it is (``count``, ``join``, ...): tables by family have a row for each."""
     meta: dict = field(default_factory=dict, hash=False, compare=False)
     """What the evaluator and a scripted expert need (database, gold SQL, ...); JSON values only."""
 
@@ -65,20 +69,39 @@ class Env(ABC):
     """Split -> what figures call it; of the splits that are evaluated."""
     world: ClassVar[str]
     """What a task is set in (``database``, ``room``): splits that are held out share none with training."""
-    options: ClassVar[tuple[str, ...]] = ()
-    """Fields of `config.DataConfig` that the constructor takes beside `data`, by the same names."""
     instruction: ClassVar[str]
     """The planner's instruction: the goal, the format, the actions."""
     max_steps: ClassVar[int]
     """Default number of actions in a trial."""
 
     @abstractmethod
+    def pool(self, split: str) -> Sequence[Task]:
+        """All tasks of one of `splits`, always in the same order. Raises ValueError where it takes data not given."""
+
+    def order(self, pool: Sequence[Task], rng: random.Random, families: Collection[str]) -> list[Task]:
+        """The pool's tasks in an order drawn by `rng`, families in turn; those of `families` alone, if any are named."""
+        by_family: dict[str, list[Task]] = {}
+        for task in pool:
+            if not families or task.family in families:
+                by_family.setdefault(task.family, []).append(task)
+        return in_turn([rng.sample(tasks, len(tasks)) for tasks in by_family.values()])
+
     def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
-        """Tasks of a split, families interleaved, in an order fixed by `seed`; the first `limit` of them.
+        """Tasks of a split, families in turn, in an order that `seed` fixes; the first `limit` of them.
 
         Only those of `families`, if some are named. Raises ValueError for an unknown split or family, or a limit that
         the split cannot meet.
         """
+        if split not in self.splits:
+            raise ValueError(f"Unknown split {split!r}; {self.name} has {', '.join(self.splits)}.")
+        pool = self.pool(split)
+        known = sorted({task.family for task in pool})
+        if unknown := set(families) - set(known):
+            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {', '.join(known)}.")
+        order = self.order(pool, random.Random(f"{split}/{seed}"), families)
+        if limit is not None and not 0 <= limit <= len(order):
+            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
+        return order[:limit]
 
     @abstractmethod
     def world_of(self, task: Task) -> str:
@@ -91,3 +114,22 @@ class Env(ABC):
     @abstractmethod
     def start(self, task: Task) -> Episode:
         """Open an episode for `task`."""
+
+    def expert(self) -> Expert:
+        """The scripted expert of this environment. Raises ValueError if it has none."""
+        raise ValueError(f"the environment {self.name!r} has no scripted expert; name another expert.")
+
+
+Item = TypeVar("Item")
+
+
+def in_turn(lists: Sequence[Sequence[Item]]) -> list[Item]:
+    """The first of every list, then the second of every list that has one, and so on."""
+    longest = max(map(len, lists), default=0)
+    return [items[i] for i in range(longest) for items in lists if i < len(items)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as an English list: a, b and c. Nothing for no name."""
+    names = list(names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)

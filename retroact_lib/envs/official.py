@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import re
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from retroact_lib.files import write_bytes
 from retroact_lib.paths import cache_dir
 
 _SECONDS = 60
@@ -37,14 +36,11 @@ def _fetched(source: str) -> Path:
         return Path(source)
     path = cache_dir() / "downloads" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with urllib.request.urlopen(source, timeout=_SECONDS) as answer:
                 content = answer.read()
                 json.loads(content)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"cannot download {source}, or it is not JSON: {error}.") from None
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        write_bytes(path, content)
     return path

@@ -6,14 +6,14 @@ rejects is a failure; which rows train what is decided later from the rewards.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Task
-from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
+from retroact_lib.trajectories import Reflection, Trajectory, Trial
+from retroact_lib.trials import Attempt
 
 Steps = Generator[tuple[str, str], str, None]
 """Yields (thought, action), is sent the observation."""
@@ -48,14 +48,13 @@ class Expert(ABC):
         seed: int = 0,
         mistake_rate: float = 0.5,
         max_steps: int | None = None,
-        max_repeats: int | None = None,
+        max_repeats: int = 0,
     ) -> Trajectory:
         """Attempt `task` until a trial succeeds or `max_trials` are over.
 
         The result depends on the arguments alone. `mistake_rate` is the chance that a scripted expert slips in its
         first trial; other experts make their own mistakes. A trial has at most `max_steps` actions (default: the
-        environment's own), or ends when an action comes `max_repeats` times in a row (default: it goes on); cut off
-        there, it earns what the evaluator gives its present state.
+        environment's own) and ends when an action comes `max_repeats` times in a row (0: it goes on), see `Attempt`.
         Raises ValueError if `max_trials` or `max_steps` is below 1, or `mistake_rate` is not in [0, 1].
         """
         max_steps = env.max_steps if max_steps is None else max_steps
@@ -67,8 +66,9 @@ class Expert(ABC):
         session = self.session(env, task, random.Random(seed), mistake_rate, max_trials, max_steps)
         trajectory = Trajectory(task.id, task.question, task.family)
         for k in range(max_trials):
-            memory = [r.text for r in trajectory.reflections][-prompts.MAX_REFLECTIONS :]
-            trial = _play(env, task, session.attempt(memory), memory, max_steps, max_repeats)
+            reflections = [r.text for r in trajectory.reflections]
+            with Attempt(env, task, reflections, max_steps, max_repeats) as attempt:
+                trial = _play(attempt, session.attempt(attempt.reflections))
             trajectory.trials.append(trial)
             if trial.success:
                 break
@@ -77,31 +77,16 @@ class Expert(ABC):
         return trajectory
 
 
-def _play(env: Env, task: Task, steps: Steps, reflections: list[str], max_steps: int, max_repeats: int | None) -> Trial:
-    """Carry out an attempt in the environment, which alone decides what it earns."""
-    episode = env.start(task)
-    turns: list[Turn] = []
+def _play(attempt: Attempt, steps: Steps) -> Trial:
+    """Carry out an expert's steps in the environment, which alone decides what they earn."""
     try:
-        observation: str | None = None
-        while len(turns) < max_steps:
+        observation = None
+        while not attempt.over:
             try:
                 thought, action = next(steps) if observation is None else steps.send(observation)
             except StopIteration:
                 break
-            result = episode.step(action)
-            observation = result.observation
-            turns.append(Turn(prompts.agent_text(len(turns) + 1, thought, action), action, observation))
-            if result.done:
-                break
-            if max_repeats and [turn.action for turn in turns[-max_repeats:]] == [action] * max_repeats:
-                break
-        return Trial(list(reflections), turns, float(episode.reward()), episode.success())
+            observation = attempt.act(prompts.agent_text(attempt.step, thought, action), action)
+        return attempt.record()
     finally:
         steps.close()
-        episode.close()
-
-
-def stable_seed(seed: int, *parts: str) -> int:
-    """A 63-bit seed from `seed` and text, the same in every process and on every machine."""
-    digest = hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

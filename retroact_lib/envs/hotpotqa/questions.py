@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from retroact_lib.envs import hotpot_articles as facts
-from retroact_lib.envs.hotpot_articles import Country, Element
+from retroact_lib.envs.hotpotqa import articles as facts
+from retroact_lib.envs.hotpotqa.articles import Country, Element, has_phrase
 
 TYPES = {
     "bridge_capital": "bridge",
@@ -156,11 +156,11 @@ def _of_country(
     family: str, start: str, sentence: int, country: Country, said: tuple[str, ...], rng
 ) -> Iterator[Question]:
     """All that can be asked about `country`, which the article `start` leads to without giving anything away."""
-    if _within(country.name, start) or _within(start, country.name):
+    if has_phrase(start, country.name) or has_phrase(country.name, start):
         return
     for field, (index, asked) in ATTRIBUTES.items():
         answer, *more = getattr(country, field)
-        told = _within(answer, country.name) or _within(answer, " ".join(facts.articles()[start]))
+        told = has_phrase(country.name, answer) or has_phrase(" ".join(facts.articles()[start]), answer)
         if not told and not more:
             name = facts.the(start) if family == "bridge_border" else start
             text = rng.choice(asked).format(rng.choice(said).format(name))
@@ -245,11 +245,6 @@ def _same(family: str, things: list, field: str, sentence: int, said: tuple[str,
 
 def _asked(said: tuple[str, ...], a: Country | Element, b: Country | Element, rng) -> str:
     return rng.choice(said).format(facts.the(a.name), facts.the(b.name))
-
-
-def _within(phrase: str, text: str) -> bool:
-    """Whether `text` has the phrase as whole words."""
-    return f" {facts.fold(phrase)} " in f" {facts.fold(text)} "
 
 
 def _yesno_region(countries: list[Country], elements, rng) -> Iterator[Question]:

@@ -1,14 +1,12 @@
 """ALFWorld (Shridhar et al. 2021): household tasks in text, played by the package's own TextWorld engine.
 
-Without data the games are generated households in the rooms that the package ships (`alfworld_games`); with it they are
+Without data the games are generated households in the rooms that the package ships (`games`); with it they are
 the official ones, read by the same loader. Observations are the engine's own words.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 import re
 import warnings
 from collections.abc import Collection
@@ -16,15 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from retroact_lib.envs import alfworld_games as games
-from retroact_lib.envs.alfworld_engine import Engine, GameFailed, Play
-from retroact_lib.envs.alfworld_games import TASK_TYPES, Blueprint
+from retroact_lib.envs.alfworld import games
+from retroact_lib.envs.alfworld.engine import Engine, GameFailed, Play
+from retroact_lib.envs.alfworld.games import TASK_TYPES, Blueprint
 from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.files import code_digest, sha256_of, write_text
 from retroact_lib.paths import cache_dir
 from retroact_lib.progress import progress
-from retroact_lib.runs import code_digest, write_text
+
+if TYPE_CHECKING:
+    from retroact_lib.envs.alfworld.expert import HouseholdExpert
 
 FOLDERS = {"train": "train", "validation": "train", "seen": "valid_seen", "test": "valid_unseen"}
 """Split -> folder of the official data; its validation split is the games of ``train`` in rooms 27 to 30."""
@@ -43,7 +44,8 @@ class _Game:
     """A game of a pool: generated (a blueprint) or official (a file)."""
 
     id: str
-    task_type: str
+    family: str
+    """The task type."""
     source: Blueprint | Path
 
 
@@ -70,7 +72,7 @@ class ALFWorld(Env):
 
     def __init__(self, data: str | Path | None = None, games_per_worker: int = 300) -> None:
         self.engine = Engine(games_per_worker)
-        made = cache_dir() / "alfworld" / code_digest("envs/alfworld_games")[:10] / "json_2.1.1"
+        made = cache_dir() / "alfworld" / code_digest("envs/alfworld/games")[:10] / "json_2.1.1"
         self._official_data = data is not None
         self._root = made if data is None else _data_folder(Path(data))
         self._collected: dict[str, list[tuple[Path, str, int]]] = {}
@@ -82,22 +84,9 @@ class ALFWorld(Env):
 
         The official ``seen`` and ``test`` are as large as they are: a larger limit takes them whole.
         """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}: alfworld has {', '.join(self.splits)}.")
-        by_type: dict[str, list[_Game]] = {}
-        for game in self._pool(split):
-            by_type.setdefault(game.task_type, []).append(game)
-        unknown = set(families) - set(by_type)
-        if unknown:
-            raise ValueError(f"Unknown family {min(unknown)!r}; {split} has {', '.join(by_type)}.")
-        rng = random.Random(f"{split}/{seed}")
-        turns = [rng.sample(pool, len(pool)) for kind, pool in by_type.items() if not families or kind in families]
-        order = [turn[i] for i in range(max(map(len, turns), default=0)) for turn in turns if i < len(turn)]
         if limit is not None and self._official_data and split in ("seen", "test"):
-            limit = min(limit, len(order))
-        if limit is not None and not 0 <= limit <= len(order):
-            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
-        wanted = order[:limit]
+            limit = min(limit, sum(not families or game.family in families for game in self.pool(split)))
+        wanted = super().tasks(split, limit, seed, families)
         self._prepare([game for game in wanted if game.id not in self._tasks], split)
         return [self._tasks[game.id] for game in wanted]
 
@@ -106,6 +95,12 @@ class ALFWorld(Env):
 
     def solution(self, task: Task) -> str:
         return ", ".join(self.walkthrough(task))
+
+    def expert(self) -> HouseholdExpert:
+        """See `Env.expert`."""
+        from retroact_lib.envs.alfworld.expert import HouseholdExpert
+
+        return HouseholdExpert()
 
     def start(self, task: Task) -> HouseholdEpisode:
         """Open an episode; where the game does not open, one that is over. Raises ValueError if its file is gone."""
@@ -129,7 +124,8 @@ class ALFWorld(Env):
             raise ValueError(f"the game of task {task.id} is not at {file}.")
         return file
 
-    def _pool(self, split: str) -> list[_Game]:
+    def pool(self, split: str) -> list[_Game]:
+        """The games of a split, which `tasks` makes tasks of."""
         if split not in self._pools:
             self._pools[split] = self._official(split) if self._official_data else self._generated(split)
         return self._pools[split]
@@ -181,14 +177,14 @@ class ALFWorld(Env):
         file = game.source
         if isinstance(game.source, Blueprint):
             file = games.make(game.source, self._root / FOLDERS[game.source.split], engine)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        digest = sha256_of(file)[:16]
         meta = {
             "game": file.relative_to(self._root).as_posix(),
             "room": file.parent.parent.name.rsplit("-", 1)[-1],
             "digest": digest,
             **games.goal(file),
         }
-        return Task(game.id, self._question(file, digest, engine), game.task_type, meta)
+        return Task(game.id, self._question(file, digest, engine), game.family, meta)
 
     def _question(self, file: Path, digest: str, engine: Engine) -> str:
         """What the game says first, without its greeting; remembered, because loading a game takes long."""
@@ -196,7 +192,6 @@ class ALFWorld(Env):
         if not kept.is_file():
             play = engine.open(file)
             play.close()
-            kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, "\n".join(play.intro.strip().split("\n\n")[1:]))
         return kept.read_text(encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """InterCode-SQL (Yang et al. 2023): answer a question by querying a MySQL database, here served by SQLite.
 
 Databases, action format, observations and reward are InterCode's. The questions of ``train``, ``validation`` and
-``test`` are generated from the real schemas and rows (`sql_tasks`); ``real`` holds the 23 questions that ship with
+``test`` are generated from the real schemas and rows (`questions`); ``real`` holds the 23 questions that ship with
 InterCode, and ``official`` those of a file in the format of its ``ic_spider_dev.json``.
 """
 
@@ -14,17 +14,20 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import sqlglot
 from scipy.stats import kendalltau
 from sqlglot import exp
 
-from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.base import Env, Episode, Step, Task, in_turn
+from retroact_lib.envs.intercode_sql.databases import load_databases, real_questions
+from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
+from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
 from retroact_lib.envs.official import read_list
-from retroact_lib.envs.spider import load_databases, real_questions
-from retroact_lib.envs.sql_engine import Row, SqlDatabase, SqlError
-from retroact_lib.envs.sql_tasks import GOLD_SECONDS, generate
+
+if TYPE_CHECKING:
+    from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
 
 DATABASES: dict[str, tuple[str, ...]] = {
     "train": (
@@ -82,7 +85,6 @@ class InterCodeSQL(Env):
         "official": "official questions",
     }
     world: ClassVar[str] = "database"
-    options: ClassVar[tuple[str, ...]] = ("describe", "observation_chars", "max_columns")
     instruction: ClassVar[str] = (
         "Answer a question with a MySQL database. Write a Thought and an Action, then read the Observation.\n"
         "Actions: execute[SQL], such as execute[SHOW TABLES] or execute[DESC table]; "
@@ -114,31 +116,36 @@ class InterCodeSQL(Env):
         self._golds: dict[tuple[str, str], list[Row]] = {}
         self._pools: dict[str, list[Task]] = {}
 
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
-        """Tasks of a split, families and, within a family, databases in turn; see `Env.tasks`.
+    def order(self, pool: Sequence[Task], rng: random.Random, families: Collection[str]) -> list[Task]:
+        """Families in turn and, within a family, databases in turn; see `Env.order`."""
+        by_family: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
+        for task in pool:
+            by_family[task.family][task.meta["db"]].append(task)
+        turns = []
+        for databases in by_family.values():
+            lists = list(databases.values())
+            rng.shuffle(lists)
+            for tasks in lists:
+                rng.shuffle(tasks)
+            turns.append(in_turn(lists))
+        rng.shuffle(turns)
+        return [task for task in in_turn(turns) if self._wanted(task, families)]
 
-        The pool and the ids do not depend on `seed`, only the order does.
-        """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}: intercode_sql has {', '.join(self.splits)}.")
-        pool = self._pool(split)
-        order = _interleaved(pool, random.Random(f"{split}/{seed}"))
-        if unknown := set(families) - {task.family for task in pool}:
-            kinds = ", ".join(sorted({task.family for task in pool}))
-            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {kinds}.")
-        if families:
-            order = [task for task in order if task.family in families]
-        if self.max_columns and split not in self.written_splits:
-            order = [task for task in order if len(task.meta["columns"]) <= self.max_columns]
-        if limit is not None and not 0 <= limit <= len(order):
-            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
-        return order[:limit]
+    def _wanted(self, task: Task, families: Collection[str]) -> bool:
+        free = not self.max_columns or task.id.split("/")[0] in self.written_splits
+        return (not families or task.family in families) and (free or len(task.meta["columns"]) <= self.max_columns)
 
     def world_of(self, task: Task) -> str:
         return task.meta["db"]
 
     def solution(self, task: Task) -> str:
         return task.meta["gold"]
+
+    def expert(self) -> ScriptedSQLExpert:
+        """See `Env.expert`."""
+        from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
+
+        return ScriptedSQLExpert()
 
     def start(self, task: Task) -> SqlEpisode:
         """Open an episode. Raises ValueError if the task's database is unknown or its gold does not run."""
@@ -178,7 +185,8 @@ class InterCodeSQL(Env):
             self._engines[db] = SqlDatabase(self._databases[db], self.describe, self.time_limit)
         return self._engines[db]
 
-    def _pool(self, split: str) -> list[Task]:
+    def pool(self, split: str) -> list[Task]:
+        """See `Env.pool`; made when it is first asked for."""
         if split not in self._pools:
             if split in DATABASES:
                 self._pools[split] = [task for db in DATABASES[split] for task in self._generated(split, db)]
@@ -319,27 +327,6 @@ def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
             break
         shown += part
     return (shown if shown != "[" else text[:room]) + marker + "]"
-
-
-def _interleaved(pool: list[Task], rng: random.Random) -> list[Task]:
-    """All tasks in an order drawn by `rng`: one per family in turn, and within a family one per database in turn."""
-    by_family: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
-    for task in pool:
-        by_family[task.family][task.meta["db"]].append(task)
-    queues = []
-    for databases in by_family.values():
-        lists = list(databases.values())
-        rng.shuffle(lists)
-        for tasks in lists:
-            rng.shuffle(tasks)
-        queues.append(_in_turn(lists))
-    rng.shuffle(queues)
-    return _in_turn(queues)
-
-
-def _in_turn(lists: list[list[Task]]) -> list[Task]:
-    longest = max(map(len, lists), default=0)
-    return [tasks[i] for i in range(longest) for tasks in lists if i < len(tasks)]
 
 
 def _used(sql: str) -> tuple[list[str], list[str]]:

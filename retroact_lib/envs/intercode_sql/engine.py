@@ -19,7 +19,7 @@ from sqlglot import exp
 from sqlglot.dialects.sqlite import SQLite
 from sqlglot.errors import SqlglotError
 
-from retroact_lib.envs.spider import Database
+from retroact_lib.envs.intercode_sql.databases import Database
 
 MAX_SQL_CHARS = 4000
 MAX_ROWS = 5000

@@ -10,8 +10,8 @@ import random
 import re
 from collections.abc import Generator
 
-from retroact_lib.envs.base import Env, Task
-from retroact_lib.envs.hotpot_articles import fold, listed
+from retroact_lib.envs.base import Env, Task, listed
+from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
 from retroact_lib.experts.base import Expert, Session, Steps
 from retroact_lib.trajectories import Trial
 
@@ -118,7 +118,7 @@ class _ReaderSession(Session):
             return ""
         if answer in ("yes", "no"):
             return _same_or_not(facts) if answer == self.answer else ""
-        if all(_has(said, answer) for said in facts.values()):
+        if all(has_phrase(said, answer) for said in facts.values()):
             return f"Both name {answer}."
         numbers = {title: found[0] for title, said in facts.items() if len(found := _NUMBER.findall(said)) == 1}
         value = {title: int(number.replace(",", "")) for title, number in numbers.items()}
@@ -204,7 +204,7 @@ class _ReaderSession(Session):
         """The other answer of a comparison."""
         if self.answer.lower() in ("yes", "no"):
             return "no" if self.answer.lower() == "yes" else "yes"
-        others = [title for title in self.needed if _bare(title) != _bare(self.answer)]
+        others = [title for title in self.needed if bare(title) != bare(self.answer)]
         return others[0] if others else self._stranger(next(iter(self.needed)))
 
     def _counterpart(self, title: str) -> str:
@@ -214,7 +214,7 @@ class _ReaderSession(Session):
     def _phrase(self, title: str, sentence: str) -> str:
         """A title, a name or a number in `sentence`, other than that of its article and the answer."""
         said = _FIRST_WORD.sub("", sentence).replace(title, "")
-        titles = [other for other in self.pages if _has(said, other) and other not in self.answer]
+        titles = [other for other in self.pages if has_phrase(said, other) and other not in self.answer]
         things = [thing for thing in _THING.findall(said) if thing not in self.answer]
         return self.rng.choice(titles or things or [title])
 
@@ -222,15 +222,6 @@ class _ReaderSession(Session):
 def _shared(sentence: str, facts: list[str]) -> int:
     """How many words of `facts` stand in `sentence`."""
     return len(set(fold(" ".join(facts)).split()) & set(fold(sentence).split()))
-
-
-def _has(text: str, phrase: str) -> bool:
-    """Whether `text` has `phrase` as whole words."""
-    return f" {fold(phrase)} " in f" {fold(text)} "
-
-
-def _bare(title: str) -> str:
-    return fold(re.sub(r" \(.*\)$", "", title))
 
 
 def _same_or_not(facts: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from retroact_lib.envs.alfworld_engine import Engine, GameFailed, require_packages
+from retroact_lib.envs.alfworld.engine import Engine, GameFailed, require_packages
 from retroact_lib.progress import progress
 
 GAME_FILE = "game.tw-pddl"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from retroact_lib.envs.spider import Table
-from retroact_lib.envs.sql_engine import Row, SqlDatabase, SqlError
-from retroact_lib.envs.sql_words import LINKS, WORDS, Words, phrase, plural
+from retroact_lib.envs.intercode_sql.databases import Table
+from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
+from retroact_lib.envs.intercode_sql.words import LINKS, WORDS, Words, phrase, plural
 
 MAX_ANSWER_ROWS = 30
 PER_FAMILY = 24

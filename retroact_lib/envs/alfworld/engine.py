@@ -44,10 +44,10 @@ def require_packages() -> None:
 
 
 class Worker:
-    """One process of `alfworld_worker`. `stock` leaves the packages as they are, without any cache."""
+    """One process of `worker`. `stock` leaves the packages as they are, without any cache."""
 
     def __init__(self, stock: bool = False) -> None:
-        command = [sys.executable, "-m", "retroact_lib.envs.alfworld_worker", *(["--stock"] if stock else [])]
+        command = [sys.executable, "-m", "retroact_lib.envs.alfworld.worker", *(["--stock"] if stock else [])]
         self._log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command,

@@ -13,8 +13,8 @@ import random
 import re
 from collections.abc import Generator
 
-from retroact_lib.envs.alfworld_engine import GameFailed
-from retroact_lib.envs.alfworld_games import accepts, affords, has_door
+from retroact_lib.envs.alfworld.engine import GameFailed
+from retroact_lib.envs.alfworld.games import accepts, affords, has_door
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, Session, Steps
 from retroact_lib.trajectories import Trial

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from retroact_lib.checkpoints import data_file
+from retroact_lib.data_files import data_file
 from retroact_lib.paths import cache_dir
 
 FORMAT = 1

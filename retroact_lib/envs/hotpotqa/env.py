@@ -1,6 +1,6 @@
 """HotpotQA (Yang et al. 2018): answer a question that needs two articles, by searching and reading.
 
-The questions of ``train``, ``validation`` and ``test`` are made from real facts (`hotpot_questions`); ``official``
+The questions of ``train``, ``validation`` and ``test`` are made from real facts (`questions`); ``official``
 holds those of HotpotQA's own file, or of its copy on the hub. Actions are those of ReAct (Yao et al. 2023), the reward
 is the official answer F1.
 """
@@ -13,19 +13,22 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import bm25s
 
-from retroact_lib.envs import hotpot_articles
 from retroact_lib.envs.base import Env, Episode, Step, Task
-from retroact_lib.envs.hotpot_articles import fold
-from retroact_lib.envs.hotpot_questions import TYPES, Question, questions
+from retroact_lib.envs.hotpotqa import articles
+from retroact_lib.envs.hotpotqa.articles import bare, fold
+from retroact_lib.envs.hotpotqa.questions import TYPES, Question, questions
 from retroact_lib.envs.official import read_list
+
+if TYPE_CHECKING:
+    from retroact_lib.envs.hotpotqa.expert import ReaderExpert
 
 PARAGRAPHS = 10
 """Paragraphs beside a question, as in HotpotQA's distractor setting: two that matter, the others near misses."""
@@ -54,7 +57,6 @@ class HotpotQA(Env):
     written_splits: ClassVar[tuple[str, ...]] = ("official",)
     titles: ClassVar[dict[str, str]] = {"test": "unseen articles", "official": "official questions"}
     world: ClassVar[str] = "article"
-    options: ClassVar[tuple[str, ...]] = ("retrieval", "observation_chars")
     instruction: ClassVar[str] = (
         "Answer a question by reading. Write a Thought and an Action, then read the Observation.\n"
         "Actions: Search[entity], Lookup[keyword] in the article that was found, Finish[answer]."
@@ -71,28 +73,18 @@ class HotpotQA(Env):
         self.data, self.retrieval, self.observation_chars = data, retrieval, observation_chars
         self._pools: dict[str, list[Task]] = {}
 
-    def tasks(self, split: str, limit: int | None = None, seed: int = 0, families: Collection[str] = ()) -> list[Task]:
-        """Tasks of a split, families in turn; see `Env.tasks`. The pool does not depend on `seed`, its order does."""
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}: hotpotqa has {', '.join(self.splits)}.")
-        by_family: dict[str, list[Task]] = {}
-        for task in self._pool(split):
-            by_family.setdefault(task.family, []).append(task)
-        if unknown := set(families) - set(by_family):
-            raise ValueError(f"Unknown family {min(unknown)!r} in families; {split} has {', '.join(by_family)}.")
-        rng = random.Random(f"{split}/{seed}")
-        turns = [rng.sample(pool, len(pool)) for kind, pool in by_family.items() if not families or kind in families]
-        order = [turn[i] for i in range(max(map(len, turns), default=0)) for turn in turns if i < len(turn)]
-        if limit is not None and not 0 <= limit <= len(order):
-            raise ValueError(f"the split {split!r} has {len(order)} such tasks, so the limit cannot be {limit}.")
-        return order[:limit]
-
     def world_of(self, task: Task) -> str:
         return task.meta["supporting"][0][0]
 
     def solution(self, task: Task) -> str:
         searches = [f"Search[{title}]" for title in dict.fromkeys(title for title, _ in task.meta["supporting"])]
         return ", ".join([*searches, f"Finish[{task.meta['answer']}]"])
+
+    def expert(self) -> ReaderExpert:
+        """See `Env.expert`."""
+        from retroact_lib.envs.hotpotqa.expert import ReaderExpert
+
+        return ReaderExpert()
 
     def start(self, task: Task) -> HotpotEpisode:
         """Open an episode."""
@@ -103,13 +95,14 @@ class HotpotQA(Env):
 
     @cached_property
     def _articles(self) -> Library:
-        return Library(list(hotpot_articles.articles().items()))
+        return Library(list(articles.articles().items()))
 
     @cached_property
     def _official_paragraphs(self) -> Library:
-        return Library([paragraph for task in self._pool("official") for paragraph in task.meta["context"]])
+        return Library([paragraph for task in self.pool("official") for paragraph in task.meta["context"]])
 
-    def _pool(self, split: str) -> list[Task]:
+    def pool(self, split: str) -> list[Task]:
+        """See `Env.pool`; made when it is first asked for."""
         if split not in self._pools:
             self._pools[split] = self._official() if split == "official" else _generated(split)
         return self._pools[split]
@@ -139,7 +132,7 @@ class Library:
         self.pages = {title: [sentence.strip() for sentence in sentences] for title, sentences in paragraphs}
         self.titles = list(self.pages)
         whole = {fold(title): title for title in reversed(self.titles)}
-        self._folded = {fold(re.sub(r" \(.*\)$", "", title)): title for title in reversed(self.titles)} | whole
+        self._folded = {bare(title): title for title in reversed(self.titles)} | whole
         self._index = bm25s.BM25()
         texts = [_words(f"{title} {' '.join(sentences)}") or ["-"] for title, sentences in self.pages.items()]
         self._index.index(texts, show_progress=False)
@@ -260,8 +253,8 @@ def exact_match(given: str, answer: str) -> bool:
 
 def _generated(split: str) -> list[Task]:
     """The embedded questions, each among near misses from its own split."""
-    articles = hotpot_articles.articles()
-    library = Library([(t, s) for t, s in articles.items() if hotpot_articles.split_of(t) == split])
+    pages = articles.articles()
+    library = Library([(t, s) for t, s in pages.items() if articles.split_of(t) == split])
     tasks = []
     counts: Counter[str] = Counter()
     for question in questions(split):
@@ -272,7 +265,7 @@ def _generated(split: str) -> list[Task]:
             "answer": question.answer,
             "type": TYPES[question.family],
             "supporting": [list(fact) for fact in question.supporting],
-            "context": [[title, articles[title]] for title in titles],
+            "context": [[title, pages[title]] for title in titles],
         }
         number = counts[question.family]
         counts[question.family] += 1

@@ -1,6 +1,6 @@
-"""How fast the game engine is with many games at once: as its packages have it, and with `alfworld_worker`'s caches.
+"""How fast the game engine is with many games at once: as its packages have it, and with `worker`'s caches.
 
-    python -m retroact_lib.envs.alfworld_speed > results/laptop/alfworld/choices/engine_speed.csv
+    python -m retroact_lib.envs.alfworld.speed > results/laptop/alfworld/choices/engine_speed.csv
 
 One process each plays the same commands in all games, a step in each in turn. Times are wall-clock.
 """
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from retroact_lib.envs.alfworld import ALFWorld
-from retroact_lib.envs.alfworld_engine import Engine
+from retroact_lib.envs.alfworld.engine import Engine
+from retroact_lib.envs.alfworld.env import ALFWorld
 from retroact_lib.envs.base import Task
 
 STEPS = 12

@@ -12,11 +12,11 @@ import re
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from retroact_lib.checkpoints import data_file
+from retroact_lib.data_files import data_file
+from retroact_lib.envs.base import listed
 
 REGIONS = {
     "validation": ("Southern Europe", "Eastern Europe", "Southern Asia", "Central America"),
@@ -223,16 +223,20 @@ def the(name: str) -> str:
     return f"the {name.removeprefix('The ')}" if _TAKES_THE.fullmatch(name) else name
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as an English list: a, b and c."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def fold(text: str) -> str:
     """Lower case, without accents and punctuation: what titles and keywords are compared by."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     return " ".join(re.findall(r"\w+", "".join(letter for letter in plain if not unicodedata.combining(letter))))
+
+
+def bare(title: str) -> str:
+    """A title as titles are compared, without what stands in brackets at its end."""
+    return fold(re.sub(r" \(.*\)$", "", title))
+
+
+def has_phrase(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words."""
+    return f" {fold(phrase)} " in f" {fold(text)} "
 
 
 def _start(name: str) -> str:

@@ -2,7 +2,7 @@
 
 TextWorld's planner library redirects sys.stdout, overwrites sys.argv, cannot be used from two threads and grows with
 every game, and the order of its listings follows string hashes. So games are played in processes of their own, started
-by `alfworld_engine` with a fixed PYTHONHASHSEED; nothing else imports this module.
+by `engine` with a fixed PYTHONHASHSEED; nothing else imports this module.
 
     {"do": "open", "game": path, "expert": null | "handcoded" | "planner", "seed": n}   ->  {"id": n, "text": intro}
     {"do": "step", "id": n, "command": text}   ->  {"text": observation, "won": bool}

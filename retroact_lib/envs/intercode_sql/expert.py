@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import re
 
-from retroact_lib.envs.base import Env, Task
+from retroact_lib.envs.base import Env, Task, listed
+from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, REPEAT, Mistake, draw_mistake
+from retroact_lib.envs.intercode_sql.query import Query, describe, wanted
 from retroact_lib.experts.base import Expert, Session, Steps
-from retroact_lib.experts.sql_mistakes import EARLY, GUESS, REPEAT, Mistake, Query, describe, draw_mistake, wanted
 from retroact_lib.trajectories import Trial
 
 RECOVERY_RATE = 0.1
@@ -110,7 +111,7 @@ class _SQLSession(Session):
     def _explore(self, reflections: list[str], before: Mistake | None, tables: list[str], used: int) -> Steps:
         """List the tables, look at those that matter; as much as leaves two steps for query and submit."""
         skip = bool(tables) and all(_names(reflections[-1:], t) for t in tables) and self.rng.random() < 0.3
-        words = {"tables": _and(tables), "plan": _short(before.plan, 12) if before else ""}
+        words = {"tables": listed(tables), "plan": _short(before.plan, 12) if before else ""}
         todo: list[tuple[str, str]] = []
         if not skip:
             todo.append((self._say(_RECALL if before else _LOOK, **words), "execute[SHOW TABLES]"))
@@ -154,7 +155,7 @@ class _SQLSession(Session):
         """After an error: the columns of the tables not looked at before."""
         unseen = [t for t in self.tables if t not in (known or [])]
         for i, table in enumerate(unseen[: max(0, self.max_steps - used - 2)]):
-            words = {"tables": _and(self.tables), "table": table, "before": self.tables[self.tables.index(table) - 1]}
+            words = {"tables": listed(self.tables), "table": table, "before": self.tables[self.tables.index(table) - 1]}
             yield self._say(_NEXT if i else templates, **words), f"execute[{_desc(table)}]"
 
 
@@ -168,10 +169,6 @@ def _desc(table: str) -> str:
 
 def _names(texts: list[str], table: str) -> bool:
     return any(re.search(rf"\b{re.escape(table)}\b", text, re.IGNORECASE) for text in texts)
-
-
-def _and(items: list[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 2 else items)
 
 
 def _short(text: str, words: int) -> str:

@@ -1,22 +1,28 @@
-"""What a scripted SQL expert can say about a query, and the slips a person makes when writing it.
+"""The slips that a person makes when writing a query.
 
-Both work on the syntax tree (sqlglot) of any gold query, generated or official. A slip is a `Mistake`: a wrong query
-together with words that name the error and the remedy without quoting the gold query. Whether the wrong query really
-earns less is not decided here but by the environment, which executes it.
+A slip is a `Mistake`: a wrong query together with words that name the error and the remedy without quoting the gold
+query. Whether the wrong query really earns less is not decided here but by the environment, which executes it.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import sqlglot
 from sqlglot import exp
 
-Schema = Mapping[str, Sequence[tuple[str, str]]]
-"""table -> [(column, type)], in the database's own spelling."""
+from retroact_lib.envs.base import listed
+from retroact_lib.envs.intercode_sql.query import (
+    Query,
+    condition,
+    joined_on,
+    outer_table,
+    plain,
+    render,
+    wanted,
+    words_for,
+)
 
 QUERY, GUESS, EARLY, REPEAT = "query", "guess", "early", "repeat"
 """How a mistaken trial goes: explores then runs the wrong query; guesses before looking; submits before querying;
@@ -34,188 +40,6 @@ class Mistake:
     plan: str
     """What to do instead; completes "Next time I will ..."."""
     mode: str = QUERY
-
-
-def normalise(sql: str) -> str:
-    """Collapse white space outside quotes, so that a query stands on one line."""
-    return re.sub(r"""('[^']*'|"[^"]*"|`[^`]*`)|\s+""", lambda m: m[1] or " ", sql).strip()
-
-
-class Query:
-    """A parsed gold query over a schema; raises ValueError if `sql` is not one SELECT (or a set operation)."""
-
-    def __init__(self, sql: str, schema: Schema) -> None:
-        try:
-            tree = sqlglot.parse_one(sql, read="mysql")
-        except sqlglot.errors.SqlglotError as error:
-            raise ValueError(f"cannot parse the gold SQL {sql!r}: {str(error).splitlines()[0]}") from None
-        if not isinstance(tree, (exp.Select, exp.SetOperation)):
-            raise ValueError(f"the gold SQL should be a SELECT, got {sql!r}")
-        self.sql, self.tree, self.schema = normalise(sql), tree, schema
-        spelling = {name.lower(): name for name in schema}
-        found = [spelling.get(table.name.lower()) for table in tree.find_all(exp.Table, bfs=False)]
-        self.tables: list[str] = list(dict.fromkeys(name for name in found if name))
-        """The tables it reads, in order of appearance."""
-        self._alias = {t.alias_or_name.lower(): spelling.get(t.name.lower()) for t in tree.find_all(exp.Table)}
-
-    def copy(self) -> tuple[exp.Expression, exp.Select]:
-        """A copy to change: the whole tree, and its outermost (of a set operation: leftmost) SELECT."""
-        tree = self.tree.copy()
-        return tree, _outer(tree)
-
-    @property
-    def first_table(self) -> str:
-        """The name of the first table as the query writes it, whether it exists or not."""
-        node = self.select.find(exp.Table)
-        return node.name if node else ""
-
-    @property
-    def select(self) -> exp.Select:
-        return _outer(self.tree)
-
-    def columns(self, table: str) -> list[str]:
-        return [name for name, _ in self.schema.get(table, ())]
-
-    def table_of(self, column: exp.Column) -> str | None:
-        """The table that a column belongs to, by its alias or else by its name."""
-        if column.table:
-            return self._alias.get(column.table.lower())
-        has = [t for t in self.tables if column.name.lower() in (c.lower() for c in self.columns(t))]
-        return has[0] if has else None
-
-    def siblings(self, column: exp.Column) -> list[str]:
-        """The other columns of its table, those of the same type first."""
-        table = self.table_of(column)
-        if table is None:
-            return []
-        kinds = {name.lower(): kind for name, kind in self.schema[table]}
-        own = kinds.get(column.name.lower())
-        others = [name for name, _ in self.schema[table] if name.lower() != column.name.lower()]
-        return sorted(others, key=lambda name: kinds[name.lower()] != own)
-
-
-def _outer(tree: exp.Expression) -> exp.Select:
-    while isinstance(tree, (exp.SetOperation, exp.Subquery)):
-        tree = tree.this
-    return tree
-
-
-def render(tree: exp.Expression) -> str:
-    """SQL text in MySQL's dialect, inequality written as most people do."""
-    text = tree.sql("mysql").replace(" <> ", " != ")
-    return normalise(re.sub(r"\bNOT ([\w.`]+) (IN|LIKE|BETWEEN)\b", r"\1 NOT \2", text))
-
-
-# ------------------------------------------------------------------------------------------------------- the words
-
-
-def plain(node: exp.Expression | None) -> str:
-    """An expression without table qualifiers, as short text."""
-    if node is None:
-        return ""
-    node = node.copy()
-    for column in list(node.find_all(exp.Column)):
-        column.set("table", None)
-    for inner in list(node.find_all(exp.Subquery, exp.Query)):
-        if inner is not node and inner.parent is not None and not inner.find_ancestor(exp.Subquery):
-            inner.replace(exp.var("the result of a subquery"))
-    return render(node)
-
-
-def words_for(item: exp.Expression) -> str:
-    """A selected expression in words: ``the average Age``, ``the number of rows``, ``Name``."""
-    item = item.this if isinstance(item, exp.Alias) else item
-    inside = item.this if isinstance(item, exp.AggFunc) else None
-    distinct = isinstance(inside, exp.Distinct)
-    name = ", ".join(map(plain, inside.expressions)) if distinct else plain(inside)
-    if isinstance(item, exp.Count):
-        return (
-            "the number of rows"
-            if isinstance(inside, exp.Star)
-            else (f"the number of different {name}" if distinct else f"the number of {name}")
-        )
-    for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "highest"), (exp.Min, "lowest")):
-        if isinstance(item, kind):
-            return f"the {word} {name}"
-    return "all columns" if isinstance(item, exp.Star) else plain(item)
-
-
-_COMPARED = {exp.GT: "greater than", exp.LT: "less than", exp.GTE: "at least", exp.LTE: "at most"}
-
-
-def condition(node: exp.Expression) -> str:
-    """A condition as short text, inequalities in the words of a question: ``Age at least 30 AND Name = 'Ann'``."""
-    tree = exp.Paren(this=node.copy())
-    for found in list(tree.find_all(*_COMPARED)):
-        if not found.find(exp.Query):
-            found.replace(exp.var(f"{plain(found.this)} {_COMPARED[type(found)]} {plain(found.expression)}"))
-    return plain(tree.this)
-
-
-def wanted(select: exp.Select) -> str:
-    """What the query returns, in words."""
-    names = _and([words_for(item) for item in select.selects])
-    return f"different {names}" if select.args.get("distinct") else names
-
-
-def join_keys(select: exp.Select) -> list[str]:
-    """On what each join joins: ``Singer_ID``, or ``Code = CountryCode`` where the two columns differ in name."""
-    keys = []
-    for join in select.args.get("joins") or []:
-        names = {c.name.lower(): c.name for c in (join.args.get("on") or exp.null()).find_all(exp.Column, bfs=False)}
-        if names:
-            keys.append(" = ".join(list(names.values())[:2]))
-    return list(dict.fromkeys(keys))
-
-
-def describe(query: Query, limit: int = 26) -> str:
-    """The query as a short plan in words: what, from where, which filter, grouping and order; about `limit` words."""
-    select, tables = query.select, query.tables
-    if len(tables) > 1 and select.args.get("joins"):
-        source = f"from {_and(tables[:3])} joined{_on(select)}"
-    else:
-        source = f"from {_outer_table(query)}"
-    parts = [f"{wanted(select)} {source}"]
-    if isinstance(query.tree, exp.SetOperation):
-        parts.append(f"combined by {query.tree.key.upper()} with a second query")
-    if where := select.args.get("where"):
-        parts.append(f"where {condition(where.this)}")
-    if group := select.args.get("group"):
-        parts.append(f"per {_and([plain(g) for g in group.expressions])}")
-    if having := select.args.get("having"):
-        parts.append(f"keeping groups with {condition(having.this)}")
-    first = plain(select.args["limit"].expression) if select.args.get("limit") else ""
-    if order := select.args.get("order"):
-        by = order.expressions[0]
-        down, column = bool(by.args.get("desc")), plain(by.this)
-        if first == "1":
-            parts.append(f"with the {'highest' if down else 'lowest'} {column}")
-        else:
-            parts.append(f"sorted by {column} {'descending' if down else 'ascending'}")
-    if first and not (order and first == "1"):
-        parts.append(f"first {first} only")
-    text = parts[0]
-    for part in parts[1:]:
-        if len(f"{text}, {part}".split()) <= limit:
-            text = f"{text}, {part}"
-    return text
-
-
-def _on(select: exp.Select) -> str:
-    keys = join_keys(select)
-    return f" on {_and(keys[:2])}" if keys else ""
-
-
-def _outer_table(query: Query) -> str:
-    found = query.select.find(exp.Table)
-    return (found and query._alias.get(found.alias_or_name.lower())) or (query.tables or ["the table"])[0]
-
-
-def _and(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-# ------------------------------------------------------------------------------------------------------- the slips
 
 
 def _singular(word: str) -> str:
@@ -237,7 +61,7 @@ def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
     node = select.find(exp.Table)
     if node is None or not query.tables:
         return None
-    name = _outer_table(query)
+    name = outer_table(query)
     last = name.split("_")[-1]
     options = [_other_number(name), f"{_singular(last).lower()}_info"]
     if len(last) > 3 and last != name:
@@ -252,7 +76,7 @@ def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
         "wrong_table",
         render(tree),
         f"guessed a table called {guess}, which does not exist",
-        f"list the tables first and query {_and(query.tables[:3])}",
+        f"list the tables first and query {listed(query.tables[:3])}",
         GUESS,
     )
 
@@ -501,12 +325,12 @@ def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
         column.set("table", None)
     for table in select.find_all(exp.Table):
         table.set("alias", None)
-    name = _outer_table(query)
+    name = outer_table(query)
     return Mistake(
         "forgotten_join",
         render(tree),
         f"queried {name} alone, which does not hold all the columns",
-        f"join {_and(query.tables[:3])}{_on(query.select)}",
+        f"join {listed(query.tables[:3])}{joined_on(query.select)}",
     )
 
 
@@ -528,7 +352,7 @@ def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
         "wrong_join_key",
         render(tree),
         f"joined the tables on {wrong}, which does not link them",
-        f"join {_and(query.tables[:3])}{_on(query.select)}",
+        f"join {listed(query.tables[:3])}{joined_on(query.select)}",
     )
 
 
@@ -536,7 +360,7 @@ def _missing_group(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
     if not select.args.get("group"):
         return None
-    names = _and([plain(g) for g in select.args["group"].expressions])
+    names = listed([plain(g) for g in select.args["group"].expressions])
     select.set("group", None)
     return Mistake(
         "missing_group",

@@ -1,0 +1,36 @@
+"""HotpotQA (Yang et al. 2018): what it has of its own among the settings. The environment is in `env`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """HotpotQA's own settings."""
+
+    retrieval: str = "distractor"
+    """A search sees the question's own ten paragraphs (``distractor``), or those of all questions (``open``)."""
+    observation_chars: int = 400
+    """An observation longer than this is cut."""
+
+    def __post_init__(self):
+        known = ("distractor", "open")
+        if self.retrieval not in known:
+            raise ValueError(f"retrieval is {self.retrieval!r}; expected one of {known}.")
+        if self.observation_chars < 40:
+            raise ValueError(f"observation_chars is {self.observation_chars}; expected at least 40.")
+
+
+PROFILES = {
+    "smoke": dict(families="bridge_capital", max_steps=4),
+    "laptop": dict(
+        max_steps=6,
+        max_action_tokens=96,
+        observation_chars=280,
+        il_tasks=320,
+        rl_tasks=192,
+        rl_lr=1e-4,
+        test_tasks=100,
+        ablations="no_il,continued_sft,plain_retry",
+    ),
+    "paper": dict(max_steps=5),
+}

@@ -1,0 +1,33 @@
+"""InterCode-SQL (Yang et al. 2023): what it has of its own among the settings. The environment is in `env`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """InterCode-SQL's own settings."""
+
+    describe: str = "mysql"
+    """DESC shows all six fields (``mysql``), name and type (``compact``), or names only (``names``)."""
+    observation_chars: int = 400
+    """An observation longer than this is cut."""
+    max_columns: int = 0
+    """Leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
+
+    def __post_init__(self):
+        known = ("mysql", "compact", "names")
+        if self.describe not in known:
+            raise ValueError(f"describe is {self.describe!r}; expected one of {known}.")
+        if self.observation_chars < 40:
+            raise ValueError(f"observation_chars is {self.observation_chars}; expected at least 40.")
+
+
+PROFILES = {
+    "smoke": dict(describe="names", families="count", max_steps=5),
+    "laptop": dict(
+        describe="names",
+        families="count,count_filter,aggregate,filter,superlative,distinct",
+        max_columns=2,
+        max_steps=6,
+    ),
+}

@@ -1,0 +1,70 @@
+"""Result tables: written below the results folder, read back for figures, never mixed with those of other settings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from retroact_lib import paths
+from retroact_lib.config import ABLATIONS, StudyConfig
+from retroact_lib.files import digest_of, write_json, write_text
+from retroact_lib.runs import Run, study_digest
+
+
+def save(config: StudyConfig, table: pd.DataFrame, name: str, trained: Sequence[Run] = ()) -> None:
+    """Write a table of this seed below the results folder, and the manifests of the runs that `trained` its policies.
+
+    Each file is written as a whole or not at all. The column `study` names the settings and the code behind the table.
+    """
+    folder, file = paths.results_dir(config.profile, config.env), f"{name}-seed{config.seed}"
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tables" / f"{file}.csv", table.assign(study=_study(config)).to_csv(index=False))
+    if trained:
+        (folder / "manifests").mkdir(exist_ok=True)
+        write_json(folder / "manifests" / f"{file}.json", {run.path.name: run.manifest for run in trained})
+
+
+def _study(config: StudyConfig) -> str:
+    """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
+    settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
+    return digest_of([settings, ABLATIONS, study_digest(config.env)])[:10]
+
+
+def read(config: StudyConfig, pattern: str) -> pd.DataFrame:
+    """The tables whose names match, of all seeds, as one.
+
+    Where some were made with the present settings and code, others are left out with a warning. Raises ValueError when
+    there is no table, or when none is of the present settings and code and they differ among each other.
+    """
+    folder = paths.results_dir(config.profile, config.env) / "tables"
+    files = sorted(folder.glob(f"{pattern}-seed*.csv"))
+    if not files:
+        raise ValueError(f"{folder} holds no table {pattern}: run the notebooks before this one first.")
+    parts: dict[str, dict[str, pd.DataFrame]] = {}
+    for file in files:
+        table = _read_one(file)
+        study = str(table["study"].iloc[0]) if "study" in table else ""
+        parts.setdefault(study, {})[file.name] = table.drop(columns="study", errors="ignore")
+    now = _study(config)
+    if len(parts) > 1 and now not in parts:
+        one, other = (min(tables) for tables in list(parts.values())[:2])
+        raise ValueError(
+            f"{folder} holds tables of different settings or code, which cannot be compared: {one} and {other}. Run "
+            "the notebooks that made the older ones again, or delete those tables."
+        )
+    if old := sorted(name for study, tables in parts.items() if study != now and len(parts) > 1 for name in tables):
+        warnings.warn(f"Made with other settings or code, so left out: {', '.join(old)}.", stacklevel=2)
+    return pd.concat((parts.get(now) or next(iter(parts.values()))).values(), ignore_index=True)
+
+
+def _read_one(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype={"study": str})
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{file} is damaged ({error}); delete it and run the notebook that makes it again.") from None
+    if table.empty:
+        raise ValueError(f"{file} is empty; delete it and run the notebook that makes it again.")
+    return table
