@@ -9,11 +9,17 @@ unique across stages, so a notebook or a command line may override any of them b
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import pandas as pd
 
 from retroact_lib import envs
 from retroact_lib.checkpoints import DEFAULT
@@ -59,8 +65,11 @@ class PolicyConfig:
     compute_dtype: str = "bfloat16"
     """Data type of the products with the frozen weights: bfloat16, float32 or float16."""
     lora_rank: int = 16
+    """r, the rank of an adapter's two factors."""
     lora_alpha: int = 32
+    """An adapter's product counts alpha / r times."""
     lora_dropout: float = 0.0
+    """Share of an adapter's inputs that training drops."""
     lora_targets: str = "all-linear"
     """Modules that get an adapter: ``all-linear``, or names joined by commas such as ``q_proj,v_proj``."""
     separate_adapters: bool = False
@@ -97,6 +106,7 @@ class RolloutConfig:
     max_action_tokens: int = 96
     """Tokens of one thought and action."""
     max_reflection_tokens: int = 64
+    """Tokens of one reflection."""
     max_context: int = 2048
     """Tokens of a trial and its reflection; a trial is cut off while there is still space for the reflection."""
     num_parallel: int = 32
@@ -129,6 +139,7 @@ class SFTConfig:
     """Stage 1, imitation learning (notebook 02)."""
 
     sft_epochs: int = 2
+    """Passes over the expert's examples."""
     sft_lr: float = 1e-3
     """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
     sft_batch: int = 4
@@ -166,11 +177,13 @@ class RLConfig:
     max_updates: int = 0
     """Stop a round after this many updates; 0 is no limit."""
     rl_lr: float = 4e-4
+    """Peak learning rate of AdamW in stage 2; the same schedule as in stage 1."""
     rl_batch: int = 4
     """Policy-gradient examples per update."""
     il_batch: int = 4
     """Imitation examples per update, drawn from the expert's."""
     rl_warmup: int = 3
+    """Updates until the peak."""
     objective: str = "truncated"
     """``truncated`` (the paper's) or ``ppo``."""
     eps: float = 0.3
@@ -233,7 +246,9 @@ class StudyConfig:
     profile: str = "smoke"
     """Names the folder of the results, and the values that are not overridden."""
     env: str = "intercode_sql"
+    """The environment, one of `envs.ENVIRONMENTS`."""
     seed: int = 0
+    """Draws the demonstrated and rolled-out tasks, the adapters, the order of the data, and every sample."""
     data: DataConfig = field(default_factory=DataConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -396,6 +411,20 @@ def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
             f"If it is a variable of your own, name it _{name}."
         )
     return load_config(ours.pop("profile", "smoke"), **ours)
+
+
+def explain(part: Any) -> pd.DataFrame:
+    """A part of the settings (`config.sft`) as a table: each name, its value, and the words that stand below it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(type(part)))).body[0].body  # type: ignore[attr-defined]
+    words = {
+        above.target.id: " ".join(below.value.value.split())
+        for above, below in itertools.pairwise(body)
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+    rows = [
+        {"setting": f.name, "value": str(getattr(part, f.name)), "meaning": words.get(f.name, "")} for f in fields(part)
+    ]
+    return pd.DataFrame(rows, columns=["setting", "value", "meaning"]).set_index("setting")
 
 
 def field_names(env: str = StudyConfig.env) -> list[str]:

@@ -50,6 +50,15 @@ class Attempt:
         return Trial(self.reflections, self.turns, float(self._episode.reward()), self._episode.success())
 
 
+def play_actions(env: Env, task: Task, actions: Sequence[str]) -> Trial:
+    """A trial of given actions without thoughts, to see how an environment answers."""
+    with Attempt(env, task, [], len(actions)) as attempt:
+        for action in actions:
+            if not attempt.over:
+                attempt.act(prompts.agent_text(attempt.step, "", action), action)
+        return attempt.record()
+
+
 def draw_seed(*parts: object) -> int:
     """A 64-bit seed from names and numbers, the same in every process and on every machine."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()

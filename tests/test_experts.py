@@ -101,8 +101,8 @@ class ToyEnv(Env):
     def world_of(self, task: Task) -> str:
         return "toy"
 
-    def solution(self, task: Task) -> str:
-        return task.meta["gold"]
+    def solution(self, task: Task) -> list[str]:
+        return [f"execute[{task.meta['gold']}]", "submit"]
 
     def start(self, task: Task) -> Episode:
         return ToyEpisode(self, task)

@@ -79,7 +79,7 @@ class Env(ABC):
         """All tasks of one of `splits`, always in the same order. Raises ValueError where it takes data not given."""
 
     def order(self, pool: Sequence[Task], rng: random.Random, families: Collection[str]) -> list[Task]:
-        """The pool's tasks in an order drawn by `rng`, families in turn; those of `families` alone, if any are named."""
+        """The pool's tasks in an order drawn by `rng`, families in turn; those of `families` alone, if named."""
         by_family: dict[str, list[Task]] = {}
         for task in pool:
             if not families or task.family in families:
@@ -108,8 +108,8 @@ class Env(ABC):
         """The database, room, ... that the task is set in."""
 
     @abstractmethod
-    def solution(self, task: Task) -> str:
-        """What solves the task, for a person to read."""
+    def solution(self, task: Task) -> list[str]:
+        """The actions that solve the task, for a person to read."""
 
     @abstractmethod
     def start(self, task: Task) -> Episode:

@@ -93,8 +93,9 @@ class ALFWorld(Env):
     def world_of(self, task: Task) -> str:
         return task.meta["room"]
 
-    def solution(self, task: Task) -> str:
-        return ", ".join(self.walkthrough(task))
+    def solution(self, task: Task) -> list[str]:
+        """The walkthrough that the game's file has; empty where it has none."""
+        return games.walkthrough(self.file(task))
 
     def expert(self) -> HouseholdExpert:
         """See `Env.expert`."""
@@ -112,10 +113,6 @@ class ALFWorld(Env):
     def play(self, task: Task, expert: str | None = None, seed: int = 0) -> Play:
         """The task's game in the engine, with an expert at its side if one is named. Raises GameFailed."""
         return self.engine.open(self.file(task), expert, seed)
-
-    def walkthrough(self, task: Task) -> list[str]:
-        """The commands that solve the task, as its game file has them."""
-        return games.walkthrough(self.file(task))
 
     def file(self, task: Task) -> Path:
         """The task's game file. Raises ValueError if it is gone."""

@@ -34,7 +34,7 @@ def measure(env: ALFWorld, tasks: Sequence[Task], steps: int = STEPS) -> pd.Data
             started = time.perf_counter()
             plays = [engine.open(env.file(task)) for task in tasks]
             seconds[turn] = (time.perf_counter() - started) / len(tasks)
-        commands = [(env.walkthrough(task)[:-1] * steps)[:steps] for task in tasks]
+        commands = [(env.solution(task)[:-1] * steps)[:steps] for task in tasks]
         started = time.perf_counter()
         for step in range(steps):
             for play, those in zip(plays, commands, strict=True):

@@ -76,9 +76,9 @@ class HotpotQA(Env):
     def world_of(self, task: Task) -> str:
         return task.meta["supporting"][0][0]
 
-    def solution(self, task: Task) -> str:
+    def solution(self, task: Task) -> list[str]:
         searches = [f"Search[{title}]" for title in dict.fromkeys(title for title, _ in task.meta["supporting"])]
-        return ", ".join([*searches, f"Finish[{task.meta['answer']}]"])
+        return [*searches, f"Finish[{task.meta['answer']}]"]
 
     def expert(self) -> ReaderExpert:
         """See `Env.expert`."""

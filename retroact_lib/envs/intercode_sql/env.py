@@ -138,8 +138,8 @@ class InterCodeSQL(Env):
     def world_of(self, task: Task) -> str:
         return task.meta["db"]
 
-    def solution(self, task: Task) -> str:
-        return task.meta["gold"]
+    def solution(self, task: Task) -> list[str]:
+        return [f"execute[{task.meta['gold']}]", "submit"]
 
     def expert(self) -> ScriptedSQLExpert:
         """See `Env.expert`."""
