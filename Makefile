@@ -45,7 +45,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## install everything, fetch weights and databases, check their digests
 
-test: $(STAMP) ## run the tests and check the notebooks' outputs
+test: $(STAMP) ## check the style, run the tests, check the notebooks' outputs
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest tests
 	$(RUN) -m pytest --nbval --nbval-current-env notebooks
 
@@ -68,14 +70,15 @@ $(STAMP): FORCE
 endif
 FORCE:
 
-$(STAMP): pyproject.toml retroact_lib/data_files.py | $(PYTHON)
+$(STAMP): pyproject.toml constraints.txt retroact_lib/data_files.py | $(PYTHON)
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13;" \
 	  "deactivate that environment (or run 'make clean' if it is .venv), then run make again" >&2; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip --upgrade
-	$(PYTHON) -m pip install --quiet --editable '.[study]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[study]'
 ifneq ($(COMPILER),)
 	@echo "compiling ALFWorld's game engine: a minute or two"
-	@PATH="$(abspath $(ENV_DIR))/bin:$$PATH" $(PYTHON) -m pip install --quiet --editable '.[study,alfworld]' || \
+	@PATH="$(abspath $(ENV_DIR))/bin:$$PATH" $(PYTHON) -m pip install --quiet \
+	  --constraint constraints.txt --editable '.[study,alfworld]' || \
 	  echo "note: ALFWorld is left out, because its packages did not compile (see above); the rest works without it" >&2
 else
 	@echo "note: ALFWorld is left out, because gcc and g++ are not here; the rest works without it. Install them, then" \

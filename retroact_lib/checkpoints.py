@@ -1,6 +1,6 @@
 """From the name of a checkpoint to something ``from_pretrained`` loads.
 
-Three kinds of names work wherever a checkpoint is named: the default, a local folder, a model-hub id. The default,
+Three forms of name work wherever a checkpoint is named: the default, a local folder, a model-hub id. The default,
 SmolLM2-135M-Instruct, comes from a Python package as a Q4_1 GGUF file. Reading that takes 10 s each time, so it is
 written once to the cache as float32 safetensors (0.5 GB); after that, resolving it costs nothing and imports nothing.
 
@@ -249,14 +249,14 @@ def _read_tokenizer(gguf: Path):
     def read(key):
         return fields[f"tokenizer.{key}"].contents()
 
-    tokens, kinds, control = read("ggml.tokens"), read("ggml.token_type"), 3
+    tokens, types, control = read("ggml.tokens"), read("ggml.token_type"), 3
     merges = [tuple(pair.split(" ")) for pair in read("ggml.merges")]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    specials = [token for token, kind in zip(tokens, kinds, strict=True) if kind == control]
+    specials = [token for token, type_ in zip(tokens, types, strict=True) if type_ == control]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -1,9 +1,9 @@
 """Many conversations decoded at once, each keeping its KV cache between its requests.
 
 An episode is written as a plain generator: it yields a `Request` ("read these tokens, then write until ..."), gets a
-`Reply`, talks to its environment, and yields the next one. `decode` runs many such generators in a batch. Each row
+`Reply`, talks to its environment, and yields the next one. `decode` runs many such generators in a batch. Each slot
 keeps its own keys and values, so a new observation costs only its own tokens, and a new prompt only what follows its
-first difference from the text before; an episode that ends leaves its row to a waiting one. What an episode writes
+first difference from the text before; an episode that ends leaves its slot to a waiting one. What an episode writes
 depends on its own text and seed, not on its neighbours (float noise aside).
 """
 
@@ -28,7 +28,7 @@ class Request:
     """Read `ids`, then write until `stop(text)`, an end token, or `max_new` tokens."""
 
     ids: list[int]
-    """Tokens to read before writing: a whole prompt, or what came since this row's last reply."""
+    """Tokens to read before writing: a whole prompt, or what came since this slot's last reply."""
     role: str
     stop: Callable[[str], bool]
     max_new: int
@@ -37,7 +37,7 @@ class Request:
     seed: int
     """Seed of this request's draws."""
     fresh: bool = False
-    """True begins a new text; otherwise `ids` follow what the row has read and written so far."""
+    """True begins a new text; otherwise `ids` follow what the slot has read and written so far."""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Reply:
     logps: list[float]
     """Natural log-probs of `ids` at temperature 1, float32."""
     context: int
-    """Tokens that the row now holds, `ids` included."""
+    """Tokens that the slot now holds, `ids` included."""
 
 
 @dataclass
-class _Row:
+class _Slot:
     index: int
     episode: Generator | None
     request: Request | None = None
@@ -92,43 +92,43 @@ def decode(
     if num_parallel < 1:
         raise ValueError(f"num_parallel is {num_parallel}; expected at least 1.")
     waiting = deque(enumerate(episodes))
-    active = [_Row(*waiting.popleft()) for _ in range(min(num_parallel, len(waiting)))]
-    cache = _RowCache(policy, places=len(active))
+    active = [_Slot(*waiting.popleft()) for _ in range(min(num_parallel, len(waiting)))]
+    cache = _SlotCache(policy, places=len(active))
     while active:
-        for row in active:
-            if row.done:
-                yield from _answer(policy, row, waiting)
+        for slot in active:
+            if slot.done:
+                yield from _answer(policy, slot, waiting)
         for place in reversed(range(len(active))):
             if active[place].episode is None:
                 cache.move(len(active) - 1, place)
                 active[place] = active[-1]
                 active.pop()
-        for adapter in sorted({row.adapter for row in active}):
-            group = {place: row for place, row in enumerate(active) if row.adapter == adapter}
+        for adapter in sorted({slot.adapter for slot in active}):
+            group = {place: slot for place, slot in enumerate(active) if slot.adapter == adapter}
             with policy.decoding(adapter):
-                reading = {place: row for place, row in group.items() if len(row.pending) > 1}
+                reading = {place: slot for place, slot in group.items() if len(slot.pending) > 1}
                 for batch in _reading_batches(reading, read_tokens):
                     _advance(policy, cache, batch)
-                writing = {place: row for place, row in group.items() if not row.done}
-                while 4 * sum(row.done for row in writing.values()) < len(writing):
+                writing = {place: slot for place, slot in group.items() if not slot.done}
+                while 4 * sum(slot.done for slot in writing.values()) < len(writing):
                     _advance(policy, cache, writing)
 
 
-def _answer(policy: Policy, row: _Row, waiting: deque) -> Iterator[tuple[int, Result]]:
-    """Hand a row its reply; one whose episode ends goes on with a waiting episode, or with none."""
+def _answer(policy: Policy, slot: _Slot, waiting: deque) -> Iterator[tuple[int, Result]]:
+    """Hand a slot its reply; one whose episode ends goes on with a waiting episode, or with none."""
     reply = None
-    if row.request:
-        context = len(row.held) + len(row.pending)
-        reply = Reply(policy.decode(row.written), row.written, row.logps, context)
-    while row.episode is not None:
+    if slot.request:
+        context = len(slot.held) + len(slot.pending)
+        reply = Reply(policy.decode(slot.written), slot.written, slot.logps, context)
+    while slot.episode is not None:
         try:
-            request = row.episode.send(reply)
+            request = slot.episode.send(reply)
         except StopIteration as end:
-            yield row.index, end.value
-            row.index, row.episode = waiting.popleft() if waiting else (-1, None)
+            yield slot.index, end.value
+            slot.index, slot.episode = waiting.popleft() if waiting else (-1, None)
             reply = None
         else:
-            row.ask(request, policy.adapter(request.role))
+            slot.ask(request, policy.adapter(request.role))
             break
 
 
@@ -136,49 +136,49 @@ _SPARE = 32
 """Tokens of padding that cost less than one more pass."""
 
 
-def _reading_batches(rows: dict[int, _Row], read_tokens: int) -> Iterator[dict[int, _Row]]:
-    """Rows with like amounts to read together: little padding, no pass above `read_tokens` (but for a single row)."""
-    batch: dict[int, _Row] = {}
-    for place, row in sorted(rows.items(), key=lambda item: len(item[1].pending)):
-        padded = (len(batch) + 1) * len(row.pending)
-        real = sum(len(r.pending) for r in batch.values()) + len(row.pending)
+def _reading_batches(slots: dict[int, _Slot], read_tokens: int) -> Iterator[dict[int, _Slot]]:
+    """Slots with like amounts to read together: little padding, no pass above `read_tokens` (but for a single slot)."""
+    batch: dict[int, _Slot] = {}
+    for place, slot in sorted(slots.items(), key=lambda item: len(item[1].pending)):
+        padded = (len(batch) + 1) * len(slot.pending)
+        real = sum(len(r.pending) for r in batch.values()) + len(slot.pending)
         if batch and (padded > read_tokens or padded - real > _SPARE + real // 8):
             yield batch
             batch = {}
-        batch[place] = row
+        batch[place] = slot
     if batch:
         yield batch
 
 
-def _advance(policy: Policy, cache: _RowCache, rows: dict[int, _Row]) -> None:
-    """Let `rows`, by their places in the cache, read what they have pending and write one token.
+def _advance(policy: Policy, cache: _SlotCache, slots: dict[int, _Slot]) -> None:
+    """Let `slots`, by their places in the cache, read what they have pending and write one token.
 
-    Rows that are done take part without effect: what they leave in the cache lies behind their text.
+    Slots that are done take part without effect: what they leave in the cache lies behind their text.
     """
-    width = max(1 if row.done else len(row.pending) for row in rows.values())
-    ids_BW = torch.zeros(len(rows), width, dtype=torch.long)
-    for b, row in enumerate(rows.values()):
-        if not row.done:
-            ids_BW[b, : len(row.pending)] = torch.tensor(row.pending)
-    start_B = torch.tensor([len(row.held) for row in rows.values()])
+    width = max(1 if slot.done else len(slot.pending) for slot in slots.values())
+    ids_BW = torch.zeros(len(slots), width, dtype=torch.long)
+    for b, slot in enumerate(slots.values()):
+        if not slot.done:
+            ids_BW[b, : len(slot.pending)] = torch.tensor(slot.pending)
+    start_B = torch.tensor([len(slot.held) for slot in slots.values()])
     position_BW = start_B[:, None] + torch.arange(width)
     hidden_BWD = policy.body(
         input_ids=ids_BW.to(policy.device),
         position_ids=position_BW.to(policy.device),
-        attention_mask=cache.prepare(list(rows), position_BW),
+        attention_mask=cache.prepare(list(slots), position_BW),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    live = [(b, row) for b, row in enumerate(rows.values()) if not row.done]
-    last = [len(row.pending) - 1 for _, row in live]
+    live = [(b, slot) for b, slot in enumerate(slots.values()) if not slot.done]
+    last = [len(slot.pending) - 1 for _, slot in live]
     logits_NV = policy.logits(hidden_BWD[[b for b, _ in live], last])
-    _write(policy, [row for _, row in live], logits_NV)
+    _write(policy, [slot for _, slot in live], logits_NV)
 
 
-def _write(policy: Policy, rows: list[_Row], logits_NV: torch.Tensor) -> None:
-    """Draw each row's next token by inverse transform sampling, and see which rows are done."""
-    temperature_N = torch.tensor([row.request.temperature for row in rows], device=logits_NV.device)
-    draw_N = torch.tensor([row.draws.random() for row in rows], dtype=torch.float64, device=logits_NV.device)
+def _write(policy: Policy, slots: list[_Slot], logits_NV: torch.Tensor) -> None:
+    """Draw each slot's next token by inverse transform sampling, and see which slots are done."""
+    temperature_N = torch.tensor([slot.request.temperature for slot in slots], device=logits_NV.device)
+    draw_N = torch.tensor([slot.draws.random() for slot in slots], dtype=torch.float64, device=logits_NV.device)
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
     token_N = logits_NV.argmax(-1)
     if (temperature_N > 0).any():
@@ -187,28 +187,28 @@ def _write(policy: Policy, rows: list[_Row], logits_NV: torch.Tensor) -> None:
         drawn_N = torch.searchsorted(mass_NV, draw_N[:, None] * mass_NV[:, -1:], right=True)[:, 0]
         token_N = torch.where(temperature_N > 0, drawn_N.clamp(max=logits_NV.shape[-1] - 1), token_N)
     logp_N = logp_NV.gather(1, token_N[:, None])[:, 0]
-    for row, token, logp in zip(rows, token_N.tolist(), logp_N.tolist(), strict=True):
-        row.held += row.pending
-        row.pending = [token]
-        row.written.append(token)
-        row.logps.append(logp)
-        row.done = (
+    for slot, token, logp in zip(slots, token_N.tolist(), logp_N.tolist(), strict=True):
+        slot.held += slot.pending
+        slot.pending = [token]
+        slot.written.append(token)
+        slot.logps.append(logp)
+        slot.done = (
             token in policy.stop_ids
-            or len(row.written) >= row.request.max_new
-            or row.request.stop(policy.decode(row.written))
+            or len(slot.written) >= slot.request.max_new
+            or slot.request.stop(policy.decode(slot.written))
         )
 
 
-class _RowCache(Cache):
-    """Keys and values of all rows: a row's token at position t lies at t of the row's place, and is copied once."""
+class _SlotCache(Cache):
+    """Keys and values of all slots: a slot's token at position t lies at t of the slot's place, and is copied once."""
 
     def __init__(self, policy: Policy, places: int):
         layers = policy.causal_lm.config.get_text_config().num_hidden_layers
-        super().__init__(layers=[_RowLayer(places) for _ in range(layers)])
+        super().__init__(layers=[_SlotLayer(places) for _ in range(layers)])
         self.dtype, self.device = policy.head.weight.dtype, policy.device
 
     def prepare(self, places: list[int], position_BW: torch.Tensor) -> torch.Tensor:
-        """Say which rows the next pass is for and where its tokens go; returns its mask [B, 1, W, S], 0 or lowest."""
+        """Say which slots the next pass is for and where its tokens go; returns its mask [B, 1, W, S], 0 or lowest."""
         length = int(position_BW.max()) + 1
         whole = places == list(range(len(places)))
         now = _Pass(torch.tensor(places, device=self.device), position_BW.to(self.device), length, whole)
@@ -220,7 +220,7 @@ class _RowCache(Cache):
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """Copy a row to another place."""
+        """Copy a slot to another place."""
         for layer in self.layers:
             for store_PHSD in (layer.keys, layer.values):
                 if store_PHSD is not None:
@@ -235,7 +235,7 @@ class _Pass:
     whole: bool  # the places are 0, 1, ...: they can be looked at without a copy
 
 
-class _RowLayer(DynamicLayer):
+class _SlotLayer(DynamicLayer):
     """One layer's keys and values, [places, heads, positions, size] each."""
 
     now: _Pass

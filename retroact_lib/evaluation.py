@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
 from retroact_lib.trajectories import Trajectory
 
@@ -48,10 +49,12 @@ def bootstrap_interval(value_N, resamples: int = 10_000, seed: int = 0) -> tuple
     value_N = np.asarray(value_N, dtype=float)
     if value_N.size == 0:
         raise ValueError("There are no values to resample.")
+    mean = float(value_N.mean())
+    if value_N.size == 1:
+        return mean, mean, mean
     draws = np.random.default_rng(seed)
-    mean_R = value_N[draws.integers(0, len(value_N), (resamples, len(value_N)))].mean(axis=1)
-    low, high = np.percentile(mean_R, [2.5, 97.5])
-    return float(value_N.mean()), float(low), float(high)
+    found = bootstrap((value_N,), np.mean, n_resamples=resamples, method="percentile", rng=draws)
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def summarise(table: pd.DataFrame, by: Iterable[str] = ("arm", "split", "mode", "trial"), resamples: int = 10_000):

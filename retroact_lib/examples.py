@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -28,7 +29,7 @@ from retroact_lib.trajectories import Trajectory, Trial, reflector_reward
 
 @dataclass(frozen=True)
 class Example:
-    """One row of training."""
+    """What one training example is made of."""
 
     role: str
     ids: list[int]
@@ -36,7 +37,9 @@ class Example:
     """1 where the agent wrote the token; as long as `ids`."""
     reward: float = 1.0
     behaviour_logp: list[float] | None = None
-    """log pi_old of every token, 0 outside the mask; None for an imitation example."""
+    """log pi_old of every token by the training kernel, 0 outside the mask; None for an imitation example."""
+    sampled_logp: list[float] | None = None
+    """The same as the sampler recorded it when it drew the token; None where a script wrote the text."""
     task_id: str = ""
 
 
@@ -44,39 +47,39 @@ def imitation_examples(
     policy: Policy, env: Env, trajectories: Iterable[Trajectory], mask_observations: bool = True
 ) -> list[Example]:
     """D_IL: successful trials for the planner; for the reflector, reflections after which the reward rose."""
-    rows = []
+    made = []
     for trajectory in trajectories:
         for k, trial in enumerate(trajectory.trials):
             if trial.success:
-                rows.append(_planner_example(policy, env, trajectory, trial, mask_observations))
+                made.append(_planner_example(policy, env, trajectory, trial, mask_observations))
             if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
-                rows.append(_reflector_example(policy, env, trajectory, k))
-    return rows
+                made.append(_reflector_example(policy, env, trajectory, k))
+    return made
 
 
 def rewarded_examples(
     policy: Policy, env: Env, trajectories: Iterable[Trajectory], config: RLConfig, mask_observations: bool = True
 ) -> list[Example]:
-    """Rollouts as policy-gradient rows: a trial earns R_k, a reflection the shaped change of reward it led to.
+    """Rollouts as policy-gradient examples: a trial earns R_k, a reflection the shaped change of reward it led to.
 
-    r_reflect = (R_k - R_(k-1)) (R_(k-1) + c) / c. Rows that earn nothing are left out; with `config.baseline` the
+    r_reflect = (R_k - R_(k-1)) (R_(k-1) + c) / c. Examples that earn nothing are left out; with `config.baseline` the
     mean reward of the role is subtracted first. `behaviour_logp` is still empty: see `training.score`.
     """
     planner, reflector = [], []
     for trajectory in trajectories:
         for k, trial in enumerate(trajectory.trials):
-            row = _planner_example(policy, env, trajectory, trial, mask_observations)
-            planner.append(replace(row, reward=trial.reward))
+            example = _planner_example(policy, env, trajectory, trial, mask_observations)
+            planner.append(replace(example, reward=trial.reward))
             if 0 < k <= len(trajectory.reflections):
                 reward = reflector_reward(trajectory.trials[k - 1].reward, trial.reward, config.reflector_c)
                 reflector.append(replace(_reflector_example(policy, env, trajectory, k), reward=reward))
     kept = []
-    for rows in (planner, reflector):
-        mean = sum(row.reward for row in rows) / len(rows) if config.baseline and rows else 0.0
-        rows = [replace(row, reward=row.reward - mean) for row in rows]
+    for made in (planner, reflector):
+        mean = sum(example.reward for example in made) / len(made) if config.baseline and made else 0.0
+        made = [replace(example, reward=example.reward - mean) for example in made]
         if not config.negative_rewards and not config.baseline:
-            rows = [row for row in rows if row.reward > 0]
-        kept += [row for row in rows if row.reward != 0 and any(row.mask)]
+            made = [example for example in made if example.reward > 0]
+        kept += [example for example in made if example.reward != 0 and any(example.mask)]
     return kept
 
 
@@ -86,13 +89,13 @@ def authors_examples(policy: Policy, path: str | Path, mask_observations: bool =
     Rows whose output is empty (there are some) hold no agent token and are left out.
     Raises ValueError naming file, position and field when a row is malformed.
     """
-    rows = []
+    made = []
     for row in read_authors_file(path):
-        segments = [(policy.encode(text), agent) for text, agent in row.segments]
+        segments = [_Segment(policy.encode(text), agent) for text, agent in row.segments]
         example = _example(row.role, policy.prompt_ids("", row.prompt), segments, mask_observations)
         if any(example.mask):
-            rows.append(example if row.reward is None else replace(example, reward=row.reward))
-    return rows
+            made.append(example if row.reward is None else replace(example, reward=row.reward))
+    return made
 
 
 def _planner_example(
@@ -106,30 +109,41 @@ def _reflector_example(policy: Policy, env: Env, trajectory: Trajectory, k: int)
     """The reflection written after trial k - 1, which trial k read."""
     trial, reflection = trajectory.trials[k - 1], trajectory.reflections[k - 1]
     prompt = policy.planner_prompt_ids(env.instruction, trajectory.question, trial.reflections)
-    prompt += [token for tokens, _ in _segments(policy, trial) for token in tokens]
+    prompt += [token for segment in _segments(policy, trial) for token in segment.ids]
     prompt += policy.encode(prompts.failure_text(len(trial.turns), trial.turns[-1].observation, trial.reward))
     ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))
-    return _example("reflector", prompt, [(ids, True)], True, trajectory.task_id)
+    return _example("reflector", prompt, [_Segment(ids, True, reflection.logps)], True, trajectory.task_id)
 
 
-def _segments(policy: Policy, trial: Trial) -> list[tuple[list[int], bool]]:
-    """The steps of a trial as (tokens, whether the agent wrote them), up to the agent's last."""
+class _Segment(NamedTuple):
+    """Tokens that one side wrote."""
+
+    ids: list[int]
+    agent: bool
+    logps: list[float] | None = None
+    """As the sampler recorded them."""
+
+
+def _segments(policy: Policy, trial: Trial) -> list[_Segment]:
+    """The steps of a trial up to the agent's last."""
     segments = []
     for step, turn in enumerate(trial.turns, 1):
-        segments.append((policy.encode(turn.text) if turn.ids is None else turn.ids, True))
+        segments.append(_Segment(policy.encode(turn.text) if turn.ids is None else turn.ids, True, turn.logps))
         if step < len(trial.turns):
-            segments.append((policy.encode(prompts.environment_text(step, turn.observation)), False))
+            segments.append(_Segment(policy.encode(prompts.environment_text(step, turn.observation)), False))
     return segments
 
 
 def _example(
-    role: str, prompt: list[int], segments: Sequence[tuple[list[int], bool]], mask_observations: bool, task_id: str = ""
+    role: str, prompt: list[int], segments: Sequence[_Segment], mask_observations: bool, task_id: str = ""
 ) -> Example:
-    ids, mask = list(prompt), [0] * len(prompt)
-    for tokens, agent in segments:
-        ids += tokens
-        mask += [int(agent or not mask_observations)] * len(tokens)
-    return Example(role, ids, mask, task_id=task_id)
+    ids, mask, logps = list(prompt), [0] * len(prompt), [0.0] * len(prompt)
+    for segment in segments:
+        ids += segment.ids
+        mask += [int(segment.agent or not mask_observations)] * len(segment.ids)
+        logps += segment.logps or [0.0] * len(segment.ids)
+    sampled = any(segment.logps for segment in segments)
+    return Example(role, ids, mask, sampled_logp=logps if sampled else None, task_id=task_id)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
@@ -177,8 +191,8 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
         raise ValueError(f"A batch holds one role; these examples have {sorted(roles)}.")
     longest = max(len(example.ids) for example in examples)
 
-    def padded(rows, fill, dtype):
-        return torch.tensor([list(r) + [fill] * (longest - len(r)) for r in rows], dtype=dtype, device=device)
+    def padded(lists, fill, dtype):
+        return torch.tensor([list(x) + [fill] * (longest - len(x)) for x in lists], dtype=dtype, device=device)
 
     scored = examples[0].behaviour_logp is not None
     return Batch(

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LIBRARY = Path(__file__).resolve().parent
+"""The folder of the library's code."""
+
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace the file at `path`; a crash leaves the old one whole. Folders above it are made."""
@@ -84,15 +87,14 @@ def code_digest(*parts: str) -> str:
     A package stands for everything below it, ``""`` for the whole library. Comments, docstrings and empty lines do not
     count: only what could change a result makes a finished run stale. Raises ValueError for a part that is not there.
     """
-    library = Path(__file__).parent
     files: set[Path] = set()
     for part in parts:
-        module = library / f"{part}.py"
-        found = [module] if module.is_file() else list((library / part).rglob("*.py"))
+        module = LIBRARY / f"{part}.py"
+        found = [module] if module.is_file() else list((LIBRARY / part).rglob("*.py"))
         if not found:
             raise ValueError(f"the library has no module or package {part!r}.")
         files.update(found)
-    return digest_of([[str(file.relative_to(library)), _code_lines(file.read_text())] for file in sorted(files)])
+    return digest_of([[str(file.relative_to(LIBRARY)), _code_lines(file.read_text())] for file in sorted(files)])
 
 
 def _code_lines(source: str) -> list[str]:

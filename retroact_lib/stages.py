@@ -8,6 +8,7 @@ only files. What a run depends on is in its key, so arms that share a stage shar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -30,10 +31,6 @@ from retroact_lib.trials import draw_seed
 TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
-
-
-class NothingToLearn(ValueError):
-    """No rollout left an example with a reward."""
 
 
 class AfterEpoch(Run):
@@ -122,14 +119,14 @@ def train_sft(config: StudyConfig) -> Run:
     run = _open(config, "sft", {**asdict(config.sft), **_policy(config)}, {"expert": expert.key})
     if not run.finished:
         policy = _lent_policy(config, None)
-        rows = imitation_rows(config, policy)
-        training.sft(policy, rows, config.sft, run, config.seed)
-        long = sum(len(row.ids) > config.sft.max_tokens for row in rows)
-        _finish_training(run, policy, examples=len(rows) - long, too_long=long)
+        shown = imitation_examples(config, policy)
+        training.sft(policy, shown, config.sft, run, config.seed)
+        long = sum(len(example.ids) > config.sft.max_tokens for example in shown)
+        _finish_training(run, policy, examples=len(shown) - long, too_long=long)
     return run
 
 
-def imitation_rows(config: StudyConfig, policy: Policy) -> list[examples.Example]:
+def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Example]:
     """D_IL as token examples."""
     trajectories = read_trajectories(demonstrate(config).file(TRAJECTORIES))
     return examples.imitation_examples(policy, environment(config), trajectories, config.sft.mask_observations)
@@ -172,7 +169,7 @@ def roll_out(
 def train_joint_rl(config: StudyConfig) -> list[Run]:
     """Stage 2 (notebook 03): from the imitation policy, `rounds` times roll out, score, and train. One run a round.
 
-    Raises NothingToLearn when no rollout of a round left an example with a reward.
+    A round whose rollouts left no example with a reward leaves the policy as it is, and warns.
     """
     runs = [train_sft(config)]
     for number in range(config.rl.rounds):
@@ -189,7 +186,8 @@ def training_rollouts(config: StudyConfig, start: Run, number: int = 0) -> Run:
 def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
     """The rewarded examples of both roles in some rollouts, with log pi_old by the policy of `start` that played them.
 
-    Arms that learn from the same rollouts share it.
+    Arms that learn from the same rollouts share it. The summary's `sampler_gap` tells whether the text that is scored
+    is the one that was played.
     """
     parameters = {name: getattr(config.rl, name) for name in ("reflector_c", "baseline", "negative_rewards")}
     parameters |= {name: getattr(config.sft, name) for name in ("mask_observations", "batch_tokens", "max_tokens")}
@@ -198,9 +196,14 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
         policy, trajectories = _lent_policy(config, start), read_trajectories(rolled.file(TRAJECTORIES))
         masked, most = config.sft.mask_observations, config.sft.max_tokens
         found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
-        rows = [row for row in found if len(row.ids) <= most]
-        examples.write_examples(run.path / EXAMPLES, training.score(policy, rows, config.sft.batch_tokens))
-        run.finish(examples=len(rows), too_long=len(found) - len(rows))
+        kept = [example for example in found if len(example.ids) <= most]
+        scored = training.score(policy, kept, config.sft.batch_tokens)
+        examples.write_examples(run.path / EXAMPLES, scored)
+        run.finish(
+            examples=len(scored),
+            too_long=len(found) - len(scored),
+            sampler_gap=round(training.sampler_gap(scored), 5),
+        )
     return run
 
 
@@ -209,27 +212,33 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
     parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
     run = _open(config, "rl", parameters, {"start": start.key, "examples": scored.key if scored else "none"})
     if not run.finished:
-        rows = examples.read_examples(scored.file(EXAMPLES)) if scored else []
-        rows = [row for row in rows if config.rl.roles in ("both", row.role)]
-        if scored and not rows:
-            raise NothingToLearn(
-                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
-                "tokens): train the imitation policy longer, or roll out more tasks."
-            )
+        rewarded = examples.read_examples(scored.file(EXAMPLES)) if scored else []
+        rewarded = [example for example in rewarded if config.rl.roles in ("both", example.role)]
         policy = _lent_policy(config, start)
-        demonstrations = imitation_rows(config, policy)
-        training.joint_rl(policy, rows, demonstrations, config.rl, config.sft, run, config.seed + number)
-        planner = sum(row.role == "planner" for row in rows)
+        if scored and not rewarded:
+            warnings.warn(
+                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
+                "tokens), so stage 2 leaves the policy as it is: train the imitation policy longer, or roll out more "
+                "tasks.",
+                stacklevel=3,
+            )
+        else:
+            demonstrations = imitation_examples(config, policy)
+            training.joint_rl(policy, rewarded, demonstrations, config.rl, config.sft, run, config.seed + number)
+        planner = sum(example.role == "planner" for example in rewarded)
         long = scored.manifest["summary"]["too_long"] if scored else 0
-        _finish_training(run, policy, examples=len(rows), planner=planner, too_long=long)
+        _finish_training(run, policy, examples=len(rewarded), planner=planner, too_long=long)
     return run
 
 
 def training_metrics(runs: Sequence[Run]) -> pd.DataFrame:
-    """metrics.jsonl of one or more training runs, updates counted through, with a column `round`."""
+    """metrics.jsonl of one or more training runs, updates counted through, with a column `round`.
+
+    Runs that took no update have one line, of update 0.
+    """
     parts = [pd.DataFrame(run.metrics()).assign(round=number) for number, run in enumerate(runs)]
     table = pd.concat(parts, ignore_index=True)
-    return table.assign(update=range(1, len(table) + 1))
+    return table.assign(update=range(1, len(table) + 1)) if len(table) else pd.DataFrame([{"update": 0, "round": 0}])
 
 
 def evaluate(config: StudyConfig, start: Run | None, arm: str, split: str, mode: str) -> pd.DataFrame:
@@ -300,29 +309,21 @@ def ablation_arms(config: StudyConfig) -> list[str]:
 def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
     """Train an arm as the full method but for its changes, evaluate it on the test split, save and return its table.
 
-    An arm that finds nothing to learn from stays where its stage 1 left it.
+    An arm that finds nothing to learn from stays where stage 1 left it.
     """
     changed = _arm_config(config, arm)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    trained = [train_sft(changed), *_learned(changed)]
+    trained = [train_sft(changed), *train_joint_rl(changed)]
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
     tables.save(config, table, f"outcomes-04-{arm}", trained)
     return table
-
-
-def _learned(config: StudyConfig) -> list[Run]:
-    """The runs of stage 2; none where there was nothing to learn from."""
-    try:
-        return train_joint_rl(config)
-    except NothingToLearn:
-        return []
 
 
 def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:
     """Updates of stage 2 and rewarded examples by role, one row an arm, the full method first."""
     rows = []
     for arm in ("retroact", *arms):
-        done = [run.manifest["summary"] for run in _learned(_arm_config(config, arm))]
+        done = [run.manifest["summary"] for run in train_joint_rl(_arm_config(config, arm))]
         updates, examples, planner = (sum(s[name] for s in done) for name in ("updates", "examples", "planner"))
         rows.append(
             {"arm": arm, "updates": updates, "planner examples": planner, "reflector examples": examples - planner}

@@ -178,8 +178,8 @@ def estimated_memory_gib(config: StudyConfig) -> str:
 
     4-bit weights take 0.55 bytes each, embeddings 4 (CPU) or 2; adapters with their AdamW state 16 bytes a weight;
     activations about 34 values per hidden unit, layer and token of a pass (Korthikanti et al. 2022, without the
-    attention matrix), 2 when they are recomputed. A rollout holds the keys and values of every row, and on the CPU a
-    dense bfloat16 copy of the linear layers.
+    attention matrix), 2 when they are recomputed. A rollout holds the keys and values of every episode, and on the CPU
+    a dense bfloat16 copy of the linear layers.
     """
     from transformers import AutoConfig
 

@@ -4,7 +4,7 @@ Both read the same way: a plan of which examples each update sees, micro-batches
 checkpoint. A run that is killed and started again goes on from its last checkpoint with the same numbers.
 
 Logged with every update: `loss`, `il_loss`, `pg_loss`, `lr`, `grad_norm` (before clipping), `agent_tokens`,
-`tokens_per_s`, `peak_memory_gib`, and in stage 2 what `losses.ratio_metrics` gives and the mean reward of the rows.
+`tokens_per_s`, `peak_memory_gib`, and in stage 2 what `losses.ratio_metrics` gives and the mean reward of the examples.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
         if update and update % per_epoch == 0:
             replace_folder(run.path / EPOCH_ADAPTER.format(update // per_epoch), policy.save)
-        rows = [examples[i] for i in plan[update]]
-        trainer.update([Term(rows, _il_term)])
+        trainer.update([Term([examples[i] for i in plan[update]], _il_term)])
 
 
 def joint_rl(
@@ -114,9 +113,24 @@ def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> lis
         batch = collate([examples[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
         with torch.no_grad():
             logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role).cpu()
-        for row, i in enumerate(group):
-            scored[i] = replace(examples[i], behaviour_logp=logp_BT[row, : len(examples[i].ids)].tolist())
+        for b, i in enumerate(group):
+            scored[i] = replace(examples[i], behaviour_logp=logp_BT[b, : len(examples[i].ids)].tolist())
     return scored
+
+
+def sampler_gap(examples: Sequence[Example]) -> float:
+    """How far the sampler's record is from `behaviour_logp`: mean |difference| in nats per sampled token.
+
+    Two kernels differ by rounding alone, so a gap that is not small says that training reads another text than was
+    played. 0 without sampled tokens.
+    """
+    gaps = [
+        abs(ours - theirs)
+        for example in examples
+        for ours, theirs in zip(example.behaviour_logp or (), example.sampled_logp or (), strict=False)
+        if theirs
+    ]
+    return sum(gaps) / max(len(gaps), 1)
 
 
 @dataclass
@@ -164,19 +178,19 @@ class Trainer:
         for term in terms:
             with self.policy.training(term.dropout):
                 for group in micro_batches(term.examples, self.config.batch_tokens):
-                    rows = [term.examples[i] for i in group]
-                    batch = collate(rows, self.policy.tokenizer.pad_token_id, self.policy.device)
+                    part = [term.examples[i] for i in group]
+                    batch = collate(part, self.policy.tokenizer.pad_token_id, self.policy.device)
                     share = len(batch) / len(term.examples)
                     logp_BT = self.policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)
                     loss, seen = term.loss(logp_BT, batch)
                     (share * loss).backward()
-                    tokens += sum(len(row.ids) for row in rows)
+                    tokens += sum(len(example.ids) for example in part)
                     agent_tokens += int(batch.mask_BT.sum())
                     for name, value in {"loss": float(loss.detach()), **seen}.items():
                         metrics[name] = metrics.get(name, 0.0) + share * value
         if not math.isfinite(metrics["loss"]):
             raise RuntimeError(f"Update {self.position + 1} of {self.run.path.name}: the loss is not finite.")
-        self._check_gradients({row.role for term in terms for row in term.examples})
+        self._check_gradients({example.role for term in terms for example in term.examples})
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip, error_if_nonfinite=True)
         metrics |= {"grad_norm": float(norm), **more()}
         metrics["lr"] = self.scheduler.get_last_lr()[0]

@@ -6,17 +6,20 @@ import dataclasses
 import html
 import json
 import os
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from retroact_lib import prompts
 from retroact_lib.files import write_text
 
+_EXACTLY = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""A record's fields have their own types and no others; whole numbers may stand for floats."""
 
+
+@with_config(_EXACTLY)
 @dataclass
 class Turn:
     """One agent step: what the agent wrote (`text`, tokens), the action read from it, what came back."""
@@ -30,6 +33,7 @@ class Turn:
     """Natural log-probability of each sampled token under the policy that wrote it, float32, temperature 1."""
 
 
+@with_config(_EXACTLY)
 @dataclass
 class Reflection:
     """What the reflector wrote between two trials."""
@@ -39,6 +43,7 @@ class Reflection:
     logps: list[float] | None = None
 
 
+@with_config(_EXACTLY)
 @dataclass
 class Trial:
     """One attempt: the reflections its prompt held, the turns, and the evaluator's verdict."""
@@ -68,6 +73,7 @@ class Trial:
         return _page(_trial_html(self))
 
 
+@with_config(_EXACTLY)
 @dataclass
 class Trajectory:
     """All trials at one task. `reflections[i]` was written after trial i and read by trial i + 1."""
@@ -97,6 +103,9 @@ class Trajectory:
             if k < len(self.reflections):
                 parts.append(_line_html("reflection", f"Reflection {k + 1}", self.reflections[k].text))
         return _page("".join(parts))
+
+
+_RECORD = TypeAdapter(Trajectory)
 
 
 # ---------------------------------------------------------------------------------------------------------- rewards
@@ -188,40 +197,19 @@ def _to_line(trajectory: Trajectory) -> str:
 
 def _from_line(line: bytes, path: Path, number: int) -> Trajectory:
     try:
-        return _build(Trajectory, json.loads(line), "trajectory")
-    except ValueError as error:  # json and unicode errors are ValueErrors as well
+        return _RECORD.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
         raise ValueError(
-            f"{path}, line {number}: not a trajectory ({error}); delete that line, or write the file "
+            f"{path}, line {number}: not a trajectory ({where}{first['msg']}); delete that line, or write the file "
             "again with the stage that made it"
         ) from None
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn a JSON value into `kind` (a dataclass, a list, a union with None, or a plain type), checking every type."""
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _build(typing.get_args(kind)[0], value, where)
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} should be a list")
-        if all(type(item) is typing.get_args(kind)[0] for item in value):
-            return value
-        return [_build(typing.get_args(kind)[0], item, where) for item in value]
-    if dataclasses.is_dataclass(kind):
-        names = [f.name for f in dataclasses.fields(kind)]
-        if not isinstance(value, dict) or sorted(value) != sorted(names):
-            raise ValueError(f"{where} should be an object with the fields {', '.join(names)}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{where} should be of type {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
 # -------------------------------------------------------------------------------------------------------- rendering
 
-# One mid-tone colour per kind of text, readable on white and on dark grey; the text itself keeps the theme's colour.
+# One mid-tone colour per part of a trial, readable on white and on dark grey; the text itself keeps the theme's colour.
 _COLOURS = {"thought": "#8a63d2", "action": "#1f83d6", "observation": "#8a8f98", "reflection": "#d97706"}
 
 
@@ -229,11 +217,11 @@ def _page(body: str) -> str:
     return f'<div style="max-width:70em;font-size:13px;line-height:1.45">{body}</div>'
 
 
-def _line_html(kind: str, label: str, text: str) -> str:
-    face = "" if kind in ("thought", "reflection") else "font-family:monospace;"
+def _line_html(part: str, label: str, text: str) -> str:
+    face = "" if part in ("thought", "reflection") else "font-family:monospace;"
     return (
-        f'<div style="border-left:4px solid {_COLOURS[kind]};padding:1px 8px;margin:2px 0;{face}'
-        f'white-space:pre-wrap;overflow-wrap:anywhere"><b style="color:{_COLOURS[kind]}">{label}</b> '
+        f'<div style="border-left:4px solid {_COLOURS[part]};padding:1px 8px;margin:2px 0;{face}'
+        f'white-space:pre-wrap;overflow-wrap:anywhere"><b style="color:{_COLOURS[part]}">{label}</b> '
         f"{html.escape(text)}</div>"
     )
 

@@ -46,8 +46,8 @@ SLIP_SAYS = {
 def data(tmp_path_factory):
     """One generated game of each type, in ALFWorld's own folders, one of them in a room kept for validation."""
     folder, engine = tmp_path_factory.mktemp("alfworld") / "json_2.1.1", Engine()
-    for number, kind in enumerate(TYPES):
-        games.make(games.draw("train", kind, number), folder / "train", engine)
+    for number, task_type in enumerate(TYPES):
+        games.make(games.draw("train", task_type, number), folder / "train", engine)
     games.make(games.draw("validation", TYPES[0], 0), folder / "train", engine)
     games.make(games.draw("seen", TYPES[0], 0), folder / "valid_seen", engine)
     games.make(games.draw("test", TYPES[1], 0), folder / "valid_unseen", engine)
@@ -68,7 +68,7 @@ def walkthrough(task, data):
 
 def test_pools_are_large_enough_and_share_no_room():
     assert POOL["train"] >= 240 and POOL["seen"] >= 60 and POOL["test"] >= 60
-    drawn = {split: [games.draw(split, kind, i) for kind in TYPES for i in range(20)] for split in POOL}
+    drawn = {split: [games.draw(split, task_type, i) for task_type in TYPES for i in range(20)] for split in POOL}
     used = {split: {blueprint.room for blueprint in found} for split, found in drawn.items()}
     assert not used["train"] & used["validation"] and not (used["train"] | used["validation"]) & used["test"]
     assert used["seen"] <= set(games.rooms("train")) and len(used["train"]) > 30
@@ -105,14 +105,16 @@ def test_every_walkthrough_wins(env, data):
 
 
 def test_what_the_task_is_about_does_not_lie_where_it_belongs():
-    for kind in TYPES:
+    for task_type in TYPES:
         for number in range(20):
-            blueprint = games.draw("train", kind, number)
+            blueprint = games.draw("train", task_type, number)
             here = games.room(blueprint.room)
             placed = games._furnish(blueprint, here, games.random.Random(0))
-            kinds = dict(here.receptacles)
-            assert all(kinds[r] != blueprint.place for _, thing, r in placed if thing == blueprint.target)
-            assert sum(thing == blueprint.target for _, thing, _ in placed) >= 1 + (kind == "pick_two_obj_and_place")
+            rtypes = dict(here.receptacles)
+            assert all(rtypes[r] != blueprint.place for _, thing, r in placed if thing == blueprint.target)
+            assert sum(thing == blueprint.target for _, thing, _ in placed) >= 1 + (
+                task_type == "pick_two_obj_and_place"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------- loader
@@ -158,7 +160,7 @@ def test_official_splits_and_missing_data(env, data, tmp_path):
     assert env.tasks("seen", 2) == env.tasks("seen"), "official test sets are as large as they are"
     with pytest.raises(ValueError, match="has 6 such tasks, so the limit cannot be 7"):
         env.tasks("train", 7)
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
+    with pytest.raises(ValueError, match="Unknown split 'dev'"):
         env.tasks("dev")
     with pytest.raises(ValueError, match="Unknown family 'fly'"):
         env.tasks("train", families=["fly"])
@@ -361,11 +363,11 @@ def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     assert done.trials[1].turns[0].action == f"go to {planned}"
 
 
-@pytest.mark.parametrize("kind, number", [("pick_two_obj_and_place", 232), ("look_at_obj_in_light", 331)])
-def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp_path, kind, number):
+@pytest.mark.parametrize("task_type, number", [("pick_two_obj_and_place", 232), ("look_at_obj_in_light", 331)])
+def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp_path, task_type, number):
     """In these two games the package's expert looks again into what it has just seen."""
     engine = Engine()
-    games.make(games.draw("train", kind, number), tmp_path / "train", engine)
+    games.make(games.draw("train", task_type, number), tmp_path / "train", engine)
     env = ALFWorld(data=tmp_path)
     (task,) = env.tasks("train")
     turns = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns

@@ -243,22 +243,22 @@ def test_bad_tasks_and_environments(toy):
 # ------------------------------------------------------------------------------------------------- the SQL slips
 
 
-def test_every_kind_of_slip_changes_the_query_and_names_something():
+def test_every_slip_changes_the_query_and_names_something():
     found = collections.Counter()
     for task in TASKS:
         query = Query(task.meta["gold"], TABLES)
-        for kind, slip in MISTAKES.items():
+        for name, slip in MISTAKES.items():
             mistake = slip(query, random.Random(3))
             if mistake:
-                found[kind] += 1
-                assert mistake.kind == kind and mistake.did and mistake.plan
+                found[name] += 1
+                assert mistake.name == name and mistake.did and mistake.plan
                 assert mistake.sql != query.sql and "\n" not in mistake.sql
                 assert query.sql.lower() not in f"{mistake.did} {mistake.plan}".lower()
     assert len(found) >= 16
 
 
 @pytest.mark.parametrize(
-    ("family", "kind", "sql"),
+    ("family", "slip", "sql"),
     [
         ("count", "missing_filter", "SELECT COUNT(*) FROM singer"),
         ("count", "missing_count", "SELECT * FROM singer WHERE Country = 'France'"),
@@ -273,17 +273,17 @@ def test_every_kind_of_slip_changes_the_query_and_names_something():
         ("except", "missing_half", "SELECT Singer_ID FROM singer"),
     ],
 )
-def test_slips_by_hand(family, kind, sql):
-    mistake = MISTAKES[kind](Query(GOLD[family][1], TABLES), random.Random(0))
+def test_slips_by_hand(family, slip, sql):
+    mistake = MISTAKES[slip](Query(GOLD[family][1], TABLES), random.Random(0))
     assert mistake.sql.replace(" ASC", "") == sql.replace(" ASC", "")
 
 
-def test_slips_that_do_not_apply_and_kinds_to_avoid():
+def test_slips_that_do_not_apply_and_slips_to_avoid():
     query = Query("SELECT MAX(Age) FROM singer", TABLES)
-    for kind in ("missing_filter", "forgotten_distinct", "forgotten_join", "wrong_direction", "missing_half"):
-        assert MISTAKES[kind](query, random.Random(0)) is None
+    for slip in ("missing_filter", "forgotten_distinct", "forgotten_join", "wrong_direction", "missing_half"):
+        assert MISTAKES[slip](query, random.Random(0)) is None
     assert draw_mistake(query, random.Random(0), avoid=list(MISTAKES)) is None
-    assert all(draw_mistake(query, random.Random(i), avoid=["wrong_table"]).kind != "wrong_table" for i in range(40))
+    assert all(draw_mistake(query, random.Random(i), avoid=["wrong_table"]).name != "wrong_table" for i in range(40))
 
 
 def test_the_words_for_a_query():
@@ -332,20 +332,20 @@ def test_order_and_company_do_not_matter(toy):
 # ------------------------------------------------------------------------------------------------- real databases
 
 
-def _kind(task, trajectory, env) -> str | None:
-    """The kind of the first slip, drawn again from the task's own seed."""
+def _slip(task, trajectory, env) -> str | None:
+    """The name of the first slip, drawn again from the task's own seed."""
     rng = random.Random(stable_seed(0, task.id))
     rng.random()
     mistake = draw_mistake(Query(task.meta["gold"], env.schema(task.meta["db"])), rng)
-    return mistake.kind if mistake else None
+    return mistake.name if mistake else None
 
 
-def test_real_tasks_get_many_kinds_of_slip_and_end_well(real):
+def test_real_tasks_get_many_sorts_of_slip_and_end_well(real):
     env, tasks, trajectories = real
-    kinds = collections.Counter(
-        _kind(t, x, env) for t, x in zip(tasks, trajectories, strict=True) if not x.trials[0].success
+    slips = collections.Counter(
+        _slip(t, x, env) for t, x in zip(tasks, trajectories, strict=True) if not x.trials[0].success
     )
-    assert len(kinds) >= 8, kinds
+    assert len(slips) >= 8, slips
     assert sum(x.trials[-1].success for x in trajectories) == len(trajectories)
     failed = [x for x in trajectories if len(x.trials) > 1]
     assert len(failed) > len(tasks) / 3

@@ -108,8 +108,8 @@ def test_the_article_that_has_the_answer_has_rivals(env):
     for split in SPLITS:
         for task in env.tasks(split):
             (_, _), (last, sentence) = task.meta["supporting"]
-            kind = next(kind for kind in (facts.countries(), facts.elements()) if last in kind)
-            rivals = [t for t, page in task.meta["context"] if t in kind and t != last and len(page) > sentence]
+            alike = next(found for found in (facts.countries(), facts.elements()) if last in found)
+            rivals = [t for t, page in task.meta["context"] if t in alike and t != last and len(page) > sentence]
             assert len(rivals) >= 2, f"{task.id}: {[title for title, _ in task.meta['context']]}"
             assert all(page == articles[title] for title, page in task.meta["context"])
 
@@ -383,7 +383,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, env):
         (lambda: HotpotQA(data=tmp_path / "none.json").tasks("official"), "none.json cannot be read"),
         (lambda: HotpotQA(data=tmp_path / "list.json").tasks("official"), "must hold a JSON list"),
         (lambda: env.tasks("official"), "needs HotpotQA's questions"),
-        (lambda: env.tasks("dev"), "unknown split 'dev'"),
+        (lambda: env.tasks("dev"), "Unknown split 'dev'"),
         (lambda: env.tasks("test", families=["trivia"]), "Unknown family 'trivia'"),
         (lambda: env.tasks("test", 10_000), "so the limit cannot be 10000"),
     ):
@@ -409,20 +409,20 @@ def test_a_careful_expert_solves_every_kind_and_reads_both_articles(env):
                 before += turn.observation
 
 
-@pytest.mark.parametrize("kind", ["bridge", "comparison"])
-def test_every_slip_fails_is_reflected_on_and_is_put_right(env, monkeypatch, kind):
-    families = [family for family, of in TYPES.items() if of == kind]
+@pytest.mark.parametrize("type_", ["bridge", "comparison"])
+def test_every_slip_fails_is_reflected_on_and_is_put_right(env, monkeypatch, type_):
+    families = [family for family, of in TYPES.items() if of == type_]
     said = set()
-    for slip in expert.SLIPS[kind]:
-        monkeypatch.setitem(expert.SLIPS, kind, (slip,))
+    for slip in expert.SLIPS[type_]:
+        monkeypatch.setitem(expert.SLIPS, type_, (slip,))
         for task in env.tasks("train", 10, families=families):
             done = env.expert().demonstrate(env, task, max_trials=2, mistake_rate=1.0)
             assert [trial.success for trial in done.trials] == [False, True], f"{slip}: {done}"
             said.add(done.reflections[0].text)
             missed, needed = done.reflections[0].text, [title for title, _ in task.meta["supporting"]]
-            if slip == "wrong_entity" and kind == "bridge":
+            if slip == "wrong_entity" and type_ == "bridge":
                 assert needed[0] in missed, f"{missed} {task.question}"
-    assert len(said) > 3 * len(expert.SLIPS[kind])
+    assert len(said) > 3 * len(expert.SLIPS[type_])
 
 
 @pytest.mark.parametrize("slip", ["near_miss", "wrong_entity"])
@@ -433,8 +433,8 @@ def test_what_is_copied_from_another_article_is_of_the_kind_that_is_asked_for(en
     for task in env.tasks("train", 120, families=families):
         trial = env.expert().demonstrate(env, task, 1, mistake_rate=1.0).trials[0]
         (_, (last, sentence)), pages = task.meta["supporting"], dict(task.meta["context"])
-        kind = facts.countries() if last in facts.countries() else facts.elements()
-        if all(task.meta["answer"] in pages[title][sentence] for title in pages if title in kind):
+        alike = facts.countries() if last in facts.countries() else facts.elements()
+        if all(task.meta["answer"] in pages[title][sentence] for title in pages if title in alike):
             continue  # no other article has another answer
         given, asked = trial.turns[-1].action[7:-1], task.meta["answer"]
         shape = next(shape for shape in shapes if re.fullmatch(shape, asked))
@@ -487,10 +487,10 @@ def test_the_expert_reads_official_questions(tmp_path):
         assert done.trials[-1].success and len(done.trials) == 2
 
 
-def official(question, answer, kind, *context, supporting=None):
+def official(question, answer, type_, *context, supporting=None):
     context = [[title, list(sentences)] for title, *sentences in context]
     facts = supporting or [[title, 0] for title, _ in context[:2]]
-    made = entry(question=question, answer=answer, type=kind, context=context, supporting_facts=facts)
+    made = entry(question=question, answer=answer, type=type_, context=context, supporting_facts=facts)
     ((task,), faults) = official_tasks([made])
     assert not faults
     return task

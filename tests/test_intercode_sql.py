@@ -504,7 +504,7 @@ def test_tasks_do_not_depend_on_the_hash_seed():
 
 
 def test_bad_arguments(env):
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
+    with pytest.raises(ValueError, match="Unknown split 'dev'"):
         env.tasks("dev")
     with pytest.raises(ValueError, match="has 23 such tasks, so the limit cannot be 24"):
         env.tasks("real", 24)

@@ -1,5 +1,6 @@
 """The real checkpoint in real NF4 on a real database: what a tiny random model cannot show."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
-from retroact_lib import experts, losses, rollout, stages, training
+from retroact_lib import examples, experts, losses, rollout, stages, training
 from retroact_lib.config import load_config
 from retroact_lib.decoding import Request, decode
 from retroact_lib.examples import authors_examples, collate, imitation_examples
@@ -117,16 +118,19 @@ def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, 
     env, tasks = stages.environment(config), stages.task_sets(config)["test"]
     how = config.change(max_action_tokens=24, max_steps=2).rollout
     played = dict(rollout.rollouts(policy, env, [(task, 1) for task in tasks], how))
+    made = []
     for trajectory in played.values():
-        (first, second), (reflection,) = trajectory.trials, trajectory.reflections
-        recorded = [[p for turn in trial.turns for p in turn.logps] for trial in (first, second)] + [reflection.logps]
-        rows = [stages.examples._planner_example(policy, env, trajectory, trial, True) for trial in (first, second)]
-        rows.append(stages.examples._reflector_example(policy, env, trajectory, 1))
-        for row, written in zip(rows, recorded, strict=True):
-            batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
-            with torch.no_grad():
-                logp = policy.log_probs(batch.ids_BT, batch.mask_BT, row.role)[0]
-            assert logp[batch.mask_BT[0].bool()].tolist() == pytest.approx(written, abs=1e-2)
+        assert len(trajectory.trials) == 2 and len(trajectory.reflections) == 1
+        made += [examples._planner_example(policy, env, trajectory, trial, True) for trial in trajectory.trials]
+        made.append(examples._reflector_example(policy, env, trajectory, 1))
+    for example in training.score(policy, made, batch_tokens=1024):
+        ours, theirs = (
+            torch.tensor(p)[torch.tensor(example.mask).bool()] for p in (example.behaviour_logp, example.sampled_logp)
+        )
+        assert len(ours) and ours.tolist() == pytest.approx(theirs.tolist(), abs=1e-2)
+    assert training.sampler_gap(training.score(policy, made, 1024)) < 1e-3
+    elsewhere = [dataclasses.replace(e, ids=[*e.ids[:20], *e.ids[:20], *e.ids[40:]]) for e in made]
+    assert training.sampler_gap(training.score(policy, elsewhere, 1024)) > 0.05, "another prompt than was read"
 
 
 def test_the_authors_rows_become_examples(policy, tmp_path):

@@ -293,7 +293,7 @@ def test_one_list_of_dependencies():
     listed = re.findall(r"^\s*- ([^#\n]+?)\s*(?:#.*)?$", conda, re.MULTILINE)
     assert listed == ["conda-forge", "python=3.11", "pip", "make", "pip:", "-e .[study]"]
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "'.[study]'" in make and "data_files --requirements" in make
+    assert "--constraint constraints.txt --editable '.[study]'" in make and "data_files --requirements" in make
     assert "torch==2.13.0" in PYPROJECT["project"]["optional-dependencies"]["study"]
     assert "==" not in " ".join(PYPROJECT["project"]["dependencies"])
     assert PYPROJECT["project"]["requires-python"] == ">=3.11,<3.14"
@@ -312,6 +312,20 @@ def test_every_requirement_is_installed_in_range():
         except PackageNotFoundError:
             wrong.append(f"{text}: missing")
     assert not wrong
+
+
+def test_pinned_versions_are_those_of_the_results_and_within_the_ranges():
+    packaging = pytest.importorskip("packaging.requirements")
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    groups = PYPROJECT["project"]["optional-dependencies"].values()
+    for text in [*PYPROJECT["project"]["dependencies"], *(text for group in groups for text in group)]:
+        requirement = packaging.Requirement(text)
+        assert requirement.specifier.contains(pinned[requirement.name]), text
+    for file in ROOT.glob("results/laptop/*/manifest.json"):
+        for notebook, made in json.loads(file.read_text()).items():
+            versions = {name: v.partition("+")[0] for name, v in made["versions"].items() if v and name != "python"}
+            assert versions.items() <= pinned.items(), f"{file.parent.name}, {notebook}"
 
 
 def test_make_targets():

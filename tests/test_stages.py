@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
-from retroact_lib import paths, rollout, stages, tables, training
+from retroact_lib import files, paths, rollout, runs, stages, tables, training
 from retroact_lib.config import ABLATIONS, load_config
 from retroact_lib.decoding import Reply
+from retroact_lib.envs import ENVIRONMENTS
 from retroact_lib.envs.base import Task
 from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
@@ -219,14 +220,21 @@ def test_ablation_arms_share_what_they_have_in_common(config):
         stages.ablation_arms(config.change(ablations="no_planner"))
 
 
-def test_a_policy_that_earns_nothing_cannot_be_improved(config):
-    with pytest.raises(ValueError, match="No rollout left a rewarded example"):
-        stages.train_joint_rl(config)
+def test_a_policy_that_earns_nothing_stays_as_it_is(config):
+    with pytest.warns(UserWarning, match="No rollout left a rewarded example.*leaves the policy as it is"):
+        (run,) = stages.train_joint_rl(config)
+    assert run.manifest["summary"] == {"updates": 0, "examples": 0, "planner": 0, "too_long": 0}
+    before, after = (stages.load_policy(config, r).adapter_state() for r in (stages.train_sft(config), run))
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    metrics = stages.training_metrics([run])
+    assert metrics.to_dict("records") == [{"update": 0, "round": 0}]
+    tables.save(config, metrics.assign(seed=0), "metrics-rl")
+    assert len(tables.read(config, "metrics-rl")) == 1
 
 
 def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(config, monkeypatch):
     stages.train_sft(config)  # from demonstrations that were judged as usual
-    monkeypatch.setattr("retroact_lib.envs.intercode_sql.SqlEpisode.reward", lambda self: 0.5)
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.env.SqlEpisode.reward", lambda self: 0.5)
     two = config.change(rounds=2, ablations="continued_sft,reflector_only")
     first, second = stages.train_joint_rl(two)
     # 4 tasks, 2 trials each, every trial half right, no reflection changed anything: 8 rows, 2 an update
@@ -244,9 +252,8 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
         for start in [stages.train_sft(arm)]
     }
     assert first.manifest["inputs"]["examples"] == scored
-    with pytest.raises(stages.NothingToLearn, match="No rollout left a rewarded example .roles reflector"):
-        stages.train_joint_rl(two.change(roles="reflector"))
-    stayed = stages.run_ablation(two, "reflector_only")
+    with pytest.warns(UserWarning, match="No rollout left a rewarded example .roles reflector"):
+        stayed = stages.run_ablation(two, "reflector_only")
     assert stages.training_sizes(two, ["reflector_only"])["updates"].tolist() == [8, 0]
     sft = stages.evaluate_arm(two, stages.train_sft(two), "reflector_only", splits=("test",))
     assert stayed.equals(sft), "an arm without examples stays where stage 1 left it"
@@ -260,21 +267,43 @@ def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):
         stages.load_policy(config, run)
     (stages.demonstrate(config).path / stages.TRAJECTORIES).unlink()
     with pytest.raises(ValueError, match="missing from a finished run; delete"):
-        stages.imitation_rows(config, None)
+        stages.imitation_examples(config, None)
 
 
-def test_code_that_changes_results_makes_finished_runs_stale(monkeypatch, config):
-    from retroact_lib import runs
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A copy of the library's code, which the digests are then taken of."""
+    copy = shutil.copytree(files.LIBRARY, tmp_path / "library", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(files, "LIBRARY", copy)
+    return copy
 
-    before = stages.train_sft(config).key
-    source = runs.code_digest("losses")
-    assert source == runs.code_digest("losses") != runs.code_digest("losses", "prompts")
-    monkeypatch.setattr(stages, "code_digest", lambda *modules: "changed")
-    assert stages.train_sft(config).key != before
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_editing_an_expert_makes_demonstrations_of_its_environment_stale(library, env):
+    stages_of = {(stage, name): runs.stage_digest(stage, name) for stage in runs.CODE for name in ENVIRONMENTS}
+    whole, study = files.code_digest(""), runs.study_digest(env)
+    with open(library / "envs" / env / "expert.py", "a") as file:
+        file.write("# a comment\n")
+    assert files.code_digest("") == whole, "a comment is no code"
+    with open(library / "envs" / env / "expert.py", "a") as file:
+        file.write("SLOW = True\n")
+    changed = {pair for pair, digest in stages_of.items() if runs.stage_digest(*pair) != digest}
+    assert changed == {("expert", env), ("rollouts", env)}
+    assert files.code_digest("") != whole and runs.study_digest(env) != study
+
+
+def test_code_that_changes_results_makes_finished_runs_stale(library, config):
+    before = stages.train_sft(config)
+    with open(library / "losses.py", "a") as file:
+        file.write("SHARPER = 2\n")
+    after = stages.train_sft(config)
+    assert after.key != before.key and after.manifest["inputs"] == before.manifest["inputs"]
+    with pytest.raises(ValueError, match="no module or package 'envs/chess'"):
+        files.code_digest("envs/chess")
 
 
 def test_comments_and_docstrings_are_no_code():
-    from retroact_lib.runs import _code_lines
+    from retroact_lib.files import _code_lines
 
     source = '"""Doc."""\n# c\nx = "# no"  # yes\n\ndef f():\n    """Doc,\n    more."""\n    return x\n'
     assert _code_lines(source) == ['x = "# no"', "def f():", "    return x"]
@@ -309,7 +338,7 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path):
 
 def test_unknown_environment_split_and_mode(config):
     for call, message in (
-        (lambda: stages.environment(config.change(env="chess")), "Unknown environment 'chess'"),
+        (lambda: config.change(env="chess"), "Unknown environment 'chess'"),
         (lambda: stages.evaluate(config, None, "base", "dev", "greedy"), "Unknown task set 'dev'"),
         (lambda: stages.evaluate(config, None, "base", "test", "beam"), "Unknown evaluation mode 'beam'"),
         (lambda: read_trajectories(config.policy.checkpoint + "/none.jsonl"), "none.jsonl"),

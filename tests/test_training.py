@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from retroact_lib import losses, training
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
-from retroact_lib.decoding import Request, _reading_batches, _Row, decode
+from retroact_lib.decoding import Request, _reading_batches, _Slot, decode
 from retroact_lib.examples import Example, collate, micro_batches
 from retroact_lib.policy import Policy, grouped_attention
 from retroact_lib.runs import Run
@@ -231,7 +231,7 @@ def test_a_text_that_goes_on_with_another_adapter_is_read_again(tiny_checkpoint)
 
 
 def test_reading_together_wastes_little_on_padding():
-    rows = {place: _Row(place, None, pending=[0] * length) for place, length in enumerate([200, 20, 22, 210, 400, 21])}
+    rows = {place: _Slot(place, None, pending=[0] * length) for place, length in enumerate([200, 20, 22, 210, 400, 21])}
     assert [sorted(batch) for batch in _reading_batches(rows, 500)] == [[1, 2, 5], [0, 3], [4]]
     assert [sorted(batch) for batch in _reading_batches(rows, 300)] == [[1, 2, 5], [0], [3], [4]]
 

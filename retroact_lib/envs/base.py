@@ -61,6 +61,9 @@ class Env(ABC):
     """A source of tasks and episodes."""
 
     name: ClassVar[str]
+    """The package's name."""
+    title: ClassVar[str]
+    """What figures and pages call the environment."""
     splits: ClassVar[tuple[str, ...]]
     """Names accepted by `tasks`; no database, room or entity is shared between train, validation and test."""
     written_splits: ClassVar[tuple[str, ...]] = ()

@@ -60,6 +60,7 @@ class ALFWorld(Env):
     """
 
     name: ClassVar[str] = "alfworld"
+    title: ClassVar[str] = "ALFWorld"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "seen")
     titles: ClassVar[dict[str, str]] = {"test": "unseen rooms", "seen": "new tasks in the rooms of training"}
     world: ClassVar[str] = "room"
@@ -129,7 +130,7 @@ class ALFWorld(Env):
 
     def _generated(self, split: str) -> list[_Game]:
         each = POOL[split] // len(TASK_TYPES)
-        prints = [games.draw(split, kind, number) for number in range(each) for kind in TASK_TYPES]
+        prints = [games.draw(split, task_type, number) for number in range(each) for task_type in TASK_TYPES]
         return [_Game(f"{split}/{p.folder}", p.task_type, p) for p in prints]
 
     def _official(self, split: str) -> list[_Game]:

@@ -182,8 +182,8 @@ class _Trial:
         if slip == "forgot_state" and self.held and not self.changed and verb in ("go", of.verb):
             return self._unchanged()
         if slip == "wrong_place" and self.held and verb == "go" and (self.changed or not of.verb):
-            kind = self.held.split()[0]
-            others = [x for x in of.rooms if x.split()[0] != of.place and accepts(x.split()[0], kind)]
+            otype = self.held.split()[0]
+            others = [x for x in of.rooms if x.split()[0] != of.place and accepts(x.split()[0], otype)]
             return self._wrong_place(of.rng.choice(others)) if others else self._wander()
         if slip == "one_only" and self.placed:
             return self._one_only()
@@ -204,12 +204,12 @@ class _Trial:
             yield from self._light()
         yield from self._done()
 
-    def _alike(self, kind: str) -> bool:
+    def _alike(self, otype: str) -> bool:
         """Whether another thing can be taken for the target: all that is to be done can be done with it."""
         of = self.of
-        if kind in (of.target, "desklamp", "floorlamp"):
+        if otype in (of.target, "desklamp", "floorlamp"):
             return False
-        return (not of.verb or affords(of.tool, kind)) and (bool(of.lamp) or accepts(of.place, kind))
+        return (not of.verb or affords(of.tool, otype)) and (bool(of.lamp) or accepts(of.place, otype))
 
     def _unchanged(self) -> Steps:
         of = self.of
@@ -362,9 +362,9 @@ class _Trial:
             return f"I turn on the {rest}{f' and look at the {self.held}' if self.held else ''}."
         return f"I {verb} the {self.held}." if verb == of.verb else "I look closer."
 
-    def _first(self, kind: str) -> str:
-        """The first receptacle of a class that the game names."""
-        return next((x for x in self.of.rooms if x.split()[0] == kind), kind)
+    def _first(self, rtype: str) -> str:
+        """The first receptacle of a type that the game names."""
+        return next((x for x in self.of.rooms if x.split()[0] == rtype), rtype)
 
 
 def _object(command: str) -> str:

@@ -34,28 +34,28 @@ TASK_TYPES = {
     "pick_cool_then_place_in_recep": ("Kitchen",),
     "pick_two_obj_and_place": ("Kitchen", "LivingRoom", "Bedroom", "Bathroom"),
 }
-"""Task type -> the kinds of room that it is set in, as in ALFRED."""
+"""Task type -> the types of room that it is set in, as in ALFRED."""
 
 _STATE = {
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),
     "pick_heat_then_place_in_recep": ("Heatable", "Microwave"),
     "pick_cool_then_place_in_recep": ("Coolable", "Fridge"),
 }
-"""Task type -> what its object must be, and the receptacle class that does it."""
+"""Task type -> what its object must be, and the receptacle type that does it."""
 _VERBS = {"SinkBasin": "clean", "Microwave": "heat", "Fridge": "cool"}
 _LAMP = "DeskLamp"
 _LAMP_STANDS = ("Desk", "SideTable", "Dresser", "CoffeeTable", "DiningTable", "Shelf")
 _COUNTS = (1, 1, 1, 2, 2, 3)
-"""How many there are of one kind of thing, one of these at random."""
+"""How many things of one type there are, one of these at random."""
 
 
 Placed = list[tuple[str, str, str]]
-"""(PDDL name, class, PDDL name of the receptacle) of every thing in a household."""
+"""(PDDL name, object type, PDDL name of the receptacle) of every thing in a household."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a layout says. Receptacles are (PDDL name, class); objects are the classes of what can be carried."""
+    """What a layout says. Receptacles are (PDDL name, receptacle type); objects are types that can be carried."""
 
     number: int
     receptacles: tuple[tuple[str, str], ...]
@@ -64,12 +64,12 @@ class Room:
 
     @property
     def places(self) -> set[str]:
-        return {kind for _, kind in self.receptacles}
+        return {rtype for _, rtype in self.receptacles}
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """One game to be made. `place` is the receptacle class of the goal, or the lamp."""
+    """One game to be made. `place` is the receptacle type of the goal, or the lamp."""
 
     split: str
     task_type: str
@@ -85,12 +85,12 @@ class Blueprint:
 
 
 def rooms(split: str) -> list[int]:
-    """The floor plans of a split: of each kind of room 1 to 6 are ``test``, 27 to 30 ``validation``, others ``train``.
+    """The floor plans of a split: of each type of room 1 to 6 are ``test``, 27 to 30 ``validation``, others ``train``.
 
     The first six are the test rooms of the package's tables. ``seen`` is set in the rooms of ``train``.
     """
     numbers = {"train": range(7, 27), "seen": range(7, 27), "validation": range(27, 31), "test": range(1, 7)}[split]
-    return [kind + number for kind in (0, 200, 300, 400) for number in numbers]
+    return [first + number for first in (0, 200, 300, 400) for number in numbers]
 
 
 def draw(split: str, task_type: str, number: int) -> Blueprint:
@@ -181,19 +181,19 @@ def _read(file: Path) -> dict:
 
 
 def accepts(place: str, thing: str) -> bool:
-    """Whether a thing may be put into a receptacle, both by class in lower case."""
+    """Whether a thing may be put into a receptacle, both by type in lower case."""
     return thing in _lower("VAL_RECEPTACLE_OBJECTS").get(place, ())
 
 
 def affords(tool: str, thing: str) -> bool:
-    """Whether a thing can be cleaned, heated or cooled with that tool, both by class in lower case."""
+    """Whether a thing can be cleaned, heated or cooled with that tool, both by type in lower case."""
     needed = {place.lower(): able.lower() for able, place in _STATE.values()}[tool]
     return thing in _lower("VAL_ACTION_OBJECTS")[needed]
 
 
 def has_door(place: str) -> bool:
-    """Whether a receptacle, by class in lower case, is closed until it is opened."""
-    return place in {kind.lower() for kind in _tables().OPENABLE_CLASS_SET}
+    """Whether a receptacle, by type in lower case, is closed until it is opened."""
+    return place in {rtype.lower() for rtype in _tables().OPENABLE_CLASS_SET}
 
 
 @cache
@@ -201,7 +201,7 @@ def _lower(table: str) -> dict[str, set[str]]:
     return {key.lower(): {thing.lower() for thing in things} for key, things in getattr(_tables(), table).items()}
 
 
-def _kind(number: int) -> str:
+def _room_type(number: int) -> str:
     return {0: "Kitchen", 2: "LivingRoom", 3: "Bedroom", 4: "Bathroom"}[number // 100]
 
 
@@ -213,23 +213,23 @@ def _tables():
 
 @cache
 def room(number: int) -> Room:
-    """A floor plan of the package: receptacles with a place to stand at, one of each other kind that it lists."""
+    """A floor plan of the package: receptacles with a place to stand at, one of each other type that it lists."""
     tables, layouts = _tables(), files("alfworld") / "gen" / "layouts"
     placed = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text())
     listed = set(json.loads((layouts / f"FloorPlan{number}-objects.json").read_text()))
     known = set(tables.VAL_RECEPTACLE_OBJECTS) - set(tables.MOVABLE_RECEPTACLES)
     receptacles = [(_pddl_name(name), _class(name)) for name in sorted(placed) if _class(name) in known]
-    for kind in sorted((listed & known) - {kind for _, kind in receptacles}):
-        name = {"SinkBasin": "Sink|1|SinkBasin", "BathtubBasin": "Bathtub|1|BathtubBasin"}.get(kind, f"{kind}|1")
-        receptacles.append((_pddl_name(name), kind))
-    things = [o for o in sorted(listed) if o in tables.OBJECTS and _where(o, {kind for _, kind in receptacles})]
+    for rtype in sorted((listed & known) - {rtype for _, rtype in receptacles}):
+        name = {"SinkBasin": "Sink|1|SinkBasin", "BathtubBasin": "Bathtub|1|BathtubBasin"}.get(rtype, f"{rtype}|1")
+        receptacles.append((_pddl_name(name), rtype))
+    things = [o for o in sorted(listed) if o in tables.OBJECTS and _where(o, {rtype for _, rtype in receptacles})]
     return Room(number, tuple(receptacles), tuple(things), _LAMP in listed)
 
 
 @cache
 def _fitting(split: str, task_type: str) -> list[int]:
     """The rooms of a split in which a task of this type can be set."""
-    return [n for n in rooms(split) if _kind(n) in TASK_TYPES[task_type] and _targets(room(n), task_type)]
+    return [n for n in rooms(split) if _room_type(n) in TASK_TYPES[task_type] and _targets(room(n), task_type)]
 
 
 def _class(name: str) -> str:
@@ -245,12 +245,12 @@ def _pddl_name(name: str) -> str:
 
 
 def _where(thing: str, places: set[str]) -> list[str]:
-    """The receptacle classes, of those given, in which a thing may lie."""
+    """The receptacle types, of those given, in which a thing may lie."""
     return sorted(place for place in places if thing in _tables().VAL_RECEPTACLE_OBJECTS[place])
 
 
 def _targets(here: Room, task_type: str) -> dict[str, list[str]]:
-    """Object class -> the receptacle classes that a task of this type may ask for in this room."""
+    """Object type -> the receptacle types that a task of this type may ask for in this room."""
     if task_type == "look_at_obj_in_light":
         stands = here.lamp and here.places & set(_LAMP_STANDS)
         return {thing: [_LAMP] for thing in here.objects} if stands else {}
@@ -303,7 +303,7 @@ def household(blueprint: Blueprint) -> tuple[dict, dict]:
 def _solution(blueprint: Blueprint, placed: Placed) -> list[str]:
     """The commands of somebody who knows where everything lies."""
     here = room(blueprint.room)
-    kinds = dict(here.receptacles)
+    rtypes = dict(here.receptacles)
     shown = _shown([name for name, _ in here.receptacles] + [name for name, _, _ in placed])
     at, opened, commands = "", set(), []
 
@@ -311,26 +311,26 @@ def _solution(blueprint: Blueprint, placed: Placed) -> list[str]:
         nonlocal at
         if at != receptacle:
             commands.append(f"go to {shown[receptacle]}")
-        if enter and kinds[receptacle] in _tables().OPENABLE_CLASS_SET and receptacle not in opened:
+        if enter and rtypes[receptacle] in _tables().OPENABLE_CLASS_SET and receptacle not in opened:
             commands.append(f"open {shown[receptacle]}")
             opened.add(receptacle)
         at = receptacle
 
-    goal = next((name for name, kind in here.receptacles if kind == blueprint.place), "")
+    goal = next((name for name, rtype in here.receptacles if rtype == blueprint.place), "")
     tool = _STATE.get(blueprint.task_type, ("", ""))[1]
-    wanted = [(name, place) for name, kind, place in placed if kind == blueprint.target]
+    wanted = [(name, place) for name, otype, place in placed if otype == blueprint.target]
     for name, place in wanted[: 2 if blueprint.task_type == "pick_two_obj_and_place" else 1]:
         go(place)
         commands.append(f"take {shown[name]} from {shown[place]}")
         if tool:
-            user = next(name for name, kind in here.receptacles if kind == tool)
+            user = next(name for name, rtype in here.receptacles if rtype == tool)
             go(user, enter=False)
             commands.append(f"{_VERBS[tool]} {shown[name]} with {shown[user]}")
         if goal:
             go(goal)
             commands.append(f"move {shown[name]} to {shown[goal]}")
         else:
-            lamp, stand = next((name, place) for name, kind, place in placed if kind == _LAMP)
+            lamp, stand = next((name, place) for name, otype, place in placed if otype == _LAMP)
             go(stand, enter=False)
             commands.append(f"use {shown[lamp]}")
     return commands
@@ -340,33 +340,33 @@ def _shown(names: list[str]) -> dict[str, str]:
     """PDDL name -> the name in the game's texts: ``cabinet 2``, counted down in the names' order, as ALFWorld does."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=str.lower):
-        kind = name.lower().split("_bar_")[0] + ("basin" if "basin" in name.lower() else "")
-        groups.setdefault(kind, []).append(name)
-    return {name: f"{kind} {len(group) - i}" for kind, group in groups.items() for i, name in enumerate(group)}
+        noun = name.lower().split("_bar_")[0] + ("basin" if "basin" in name.lower() else "")
+        groups.setdefault(noun, []).append(name)
+    return {name: f"{noun} {len(group) - i}" for noun, group in groups.items() for i, name in enumerate(group)}
 
 
 def _problem(blueprint: Blueprint, placed: Placed, goal: str) -> str:
     """The PDDL problem. `goal` closes the text, as the package's goals do."""
     tables, here = _tables(), room(blueprint.room)
-    kinds = sorted({kind for _, kind, _ in placed})
+    otypes = sorted({otype for _, otype, _ in placed})
     objects = ["agent1 - agent", "loc_bar_0 - location"]
     facts = ["(= (total-cost) 0)", "(atLocation agent1 loc_bar_0)"]
-    for i, (name, kind) in enumerate(here.receptacles, 1):
+    for i, (name, rtype) in enumerate(here.receptacles, 1):
         objects += [f"{name} - receptacle", f"loc_bar_{i} - location"]
-        facts += [f"(receptacleType {name} {kind}Type)", f"(receptacleAtLocation {name} loc_bar_{i})"]
-        facts += [f"(openable {name})"] if kind in tables.OPENABLE_CLASS_SET else []
+        facts += [f"(receptacleType {name} {rtype}Type)", f"(receptacleAtLocation {name} loc_bar_{i})"]
+        facts += [f"(openable {name})"] if rtype in tables.OPENABLE_CLASS_SET else []
     location = {name: f"loc_bar_{i}" for i, (name, _) in enumerate(here.receptacles, 1)}
-    for name, kind, receptacle in placed:
+    for name, otype, receptacle in placed:
         objects.append(f"{name} - object")
-        facts += [f"(objectType {name} {kind}Type)", f"(inReceptacle {name} {receptacle})"]
+        facts += [f"(objectType {name} {otype}Type)", f"(inReceptacle {name} {receptacle})"]
         facts += [f"(objectAtLocation {name} {location[receptacle]})"]
-        facts.append(f"(toggleable {name})" if kind == _LAMP else f"(pickupable {name})")
-        facts += [f"(isReceptacleObject {name})"] if kind in tables.MOVABLE_RECEPTACLES else []
-        facts += [f"({able.lower()} {name})" for able, of in tables.VAL_ACTION_OBJECTS.items() if _can(able, kind, of)]
+        facts.append(f"(toggleable {name})" if otype == _LAMP else f"(pickupable {name})")
+        facts += [f"(isReceptacleObject {name})"] if otype in tables.MOVABLE_RECEPTACLES else []
+        facts += [f"({able.lower()} {name})" for able, of in tables.VAL_ACTION_OBJECTS.items() if _can(able, otype, of)]
     for place in sorted(here.places):
         objects.append(f"{place}Type - rtype")
-        facts += [f"(canContain {place}Type {kind}Type)" for kind in kinds if _where(kind, {place})]
-    objects += [f"{kind}Type - otype" for kind in kinds]
+        facts += [f"(canContain {place}Type {otype}Type)" for otype in otypes if _where(otype, {place})]
+    objects += [f"{otype}Type - otype" for otype in otypes]
     lines = "\n        ".join
     return (
         f"(define (problem household)\n    (:domain alfred)\n"
@@ -374,26 +374,26 @@ def _problem(blueprint: Blueprint, placed: Placed, goal: str) -> str:
     )
 
 
-def _can(able: str, kind: str, of: set[str]) -> bool:
-    return able in ("Cleanable", "Heatable", "Coolable", "Sliceable") and kind in of
+def _can(able: str, otype: str, of: set[str]) -> bool:
+    return able in ("Cleanable", "Heatable", "Coolable", "Sliceable") and otype in of
 
 
 def _furnish(blueprint: Blueprint, here: Room, rng: random.Random) -> Placed:
-    """Put every thing somewhere: into a class of receptacle at random, then into one of that class.
+    """Put every thing somewhere: into a type of receptacle at random, then into one of that type.
 
     What the task is about never lies where it is to be put.
     """
     placed = []
-    for kind in here.objects:
-        goal = blueprint.place if kind == blueprint.target else ""
+    for otype in here.objects:
+        goal = blueprint.place if otype == blueprint.target else ""
         count = rng.choice((2, 3) if goal and blueprint.task_type == "pick_two_obj_and_place" else _COUNTS)
         for number in range(1, count + 1):
-            place = rng.choice([place for place in _where(kind, here.places) if place != goal])
-            placed.append((f"{kind}_bar_{number}", kind, _one(here, place, rng)))
+            place = rng.choice([place for place in _where(otype, here.places) if place != goal])
+            placed.append((f"{otype}_bar_{number}", otype, _one(here, place, rng)))
     if here.lamp and (stands := [place for place in _LAMP_STANDS if place in here.places]):
         placed.append((f"{_LAMP}_bar_1", _LAMP, _one(here, rng.choice(stands), rng)))
     return placed
 
 
 def _one(here: Room, place: str, rng: random.Random) -> str:
-    return rng.choice([name for name, kind in here.receptacles if kind == place])
+    return rng.choice([name for name, rtype in here.receptacles if rtype == place])

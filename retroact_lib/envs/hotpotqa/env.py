@@ -53,6 +53,7 @@ class HotpotQA(Env):
     """
 
     name: ClassVar[str] = "hotpotqa"
+    title: ClassVar[str] = "HotpotQA"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "official")
     written_splits: ClassVar[tuple[str, ...]] = ("official",)
     titles: ClassVar[dict[str, str]] = {"test": "unseen articles", "official": "official questions"}
@@ -202,8 +203,8 @@ class HotpotEpisode(Episode):
         self._looked_up, self._hits = "", 0
         if not titles:
             return self._cut(f"Could not find {self._cut(name, _ECHO)}. Similar: {library.similar(name)}.", self._limit)
-        room = (self._limit - len(titles) + 1) // len(titles)
-        return " ".join(self._cut(f"({title}) {' '.join(library.pages[title])}", room) for title in titles)
+        share = (self._limit - len(titles) + 1) // len(titles)
+        return " ".join(self._cut(f"({title}) {' '.join(library.pages[title])}", share) for title in titles)
 
     def _lookup(self, keyword: str) -> str:
         if not self._page:

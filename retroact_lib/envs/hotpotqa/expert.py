@@ -55,8 +55,8 @@ class _ReaderSession(Session):
         asked = f" {fold(self.question)} "
         self.together = self.comparison or all(f" {fold(title)} " in asked for title in self.needed)
         """Whether the answer follows from all articles together, not from the last."""
-        kinds = SLIPS["comparison" if self.comparison else "bridge"]
-        self.slip = rng.choice(kinds) if rng.random() < mistake_rate else ""
+        slips = SLIPS["comparison" if self.comparison else "bridge"]
+        self.slip = rng.choice(slips) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
         self.read: set[str] = set()
         """The sentences that matter and have been seen."""

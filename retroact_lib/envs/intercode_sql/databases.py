@@ -207,14 +207,14 @@ def _parse_table(name: str, statement: str) -> Table:
     return table
 
 
-def _mark_key(table: Table, kind: str, names: list[str]) -> None:
+def _mark_key(table: Table, constraint: str, names: list[str]) -> None:
     columns = {column.name: column for column in table.columns}
-    if kind == "PRIMARY":
+    if constraint == "PRIMARY":
         table.primary_key = names
         for name in names:
             columns[name].key = "PRI"
     elif not columns[names[0]].key:
-        columns[names[0]].key = "UNI" if kind == "UNIQUE" and len(names) == 1 else "MUL"
+        columns[names[0]].key = "UNI" if constraint == "UNIQUE" and len(names) == 1 else "MUL"
 
 
 def _sqlite_table(table: Table) -> str:

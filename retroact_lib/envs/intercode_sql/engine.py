@@ -321,8 +321,8 @@ def _clause(tree: exp.Expr | None, column: str) -> str:
             continue
         parent = node.parent
         while parent is not None and not isinstance(parent, exp.Select):
-            for kind, clause in _CLAUSES:
-                if isinstance(parent, kind):
+            for node_type, clause in _CLAUSES:
+                if isinstance(parent, node_type):
                     return clause
             parent = parent.parent
         return "field list"

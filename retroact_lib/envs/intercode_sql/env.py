@@ -77,6 +77,7 @@ class InterCodeSQL(Env):
     """
 
     name: ClassVar[str] = "intercode_sql"
+    title: ClassVar[str] = "InterCode-SQL"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "real", "official")
     written_splits: ClassVar[tuple[str, ...]] = ("real", "official")
     titles: ClassVar[dict[str, str]] = {
@@ -319,14 +320,14 @@ def kendall_tau(x: Sequence[str], y: Sequence[str]) -> float:
 def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
     """Whole rows as long as they fit, then ``... (N rows)``; a single long row is cut inside."""
     marker = f"... ({len(rows)} row{'' if len(rows) == 1 else 's'})"
-    room = limit - len(marker) - 1
+    space = limit - len(marker) - 1
     shown = "["
     for row in rows:
         part = repr(row) + ", "
-        if len(shown) + len(part) > room:
+        if len(shown) + len(part) > space:
             break
         shown += part
-    return (shown if shown != "[" else text[:room]) + marker + "]"
+    return (shown if shown != "[" else text[:space]) + marker + "]"
 
 
 def _used(sql: str) -> tuple[list[str], list[str]]:

@@ -68,7 +68,7 @@ class _SQLSession(Session):
         """The slips of the first trials; after them every trial is careful."""
         if rng.random() < mistake_rate and (first := draw_mistake(query, rng)):
             self.slips.append(first)
-            if max_trials >= 3 and rng.random() < 0.2 and (second := draw_mistake(query, rng, avoid=[first.kind])):
+            if max_trials >= 3 and rng.random() < 0.2 and (second := draw_mistake(query, rng, avoid=[first.name])):
                 self.slips.append(second)
         self.trial = 0
 
@@ -119,8 +119,8 @@ class _SQLSession(Session):
             templates = _NEXT if i else _SKIP if skip else _FIRST
             thought = self._say(templates, table=table, before=tables[i - 1], **words)
             todo.append((thought, f"execute[{_desc(table)}]"))
-        room = max(0, self.max_steps - used - 2)
-        for step in todo[max(0, len(todo) - room) :]:  # noqa: UP028 (a list takes no observations)
+        steps_left = max(0, self.max_steps - used - 2)
+        for step in todo[max(0, len(todo) - steps_left) :]:  # noqa: UP028 (a list takes no observations)
             yield step
 
     def _slip(self, slip: Mistake, reflections: list[str], before: Mistake | None) -> Steps:
@@ -135,8 +135,8 @@ class _SQLSession(Session):
             else:
                 yield self._check(seen, wrong), "submit"
             return
-        blind = slip.kind in ("guessed_column", "repeated_error")
-        looked = [] if blind else self.tables[:1] if slip.kind == "forgotten_join" else self.tables
+        blind = slip.name in ("guessed_column", "repeated_error")
+        looked = [] if blind else self.tables[:1] if slip.name == "forgotten_join" else self.tables
         yield from self._explore(reflections, before, looked, used=0)
         if slip.mode == EARLY:
             yield self._say(_EARLY), "submit"

@@ -33,7 +33,8 @@ repeats a failing query until the steps run out."""
 class Mistake:
     """One slip: the wrong SQL, and the words for thought and reflection."""
 
-    kind: str
+    name: str
+    """Its key in `MISTAKES`."""
     sql: str
     did: str
     """What went wrong; completes "I ..."."""
@@ -163,10 +164,10 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
         return None
     guess = rng.choice(guesses)
     column.set("this", exp.to_identifier(guess))
-    kind = "repeated_error" if mode == REPEAT else "guessed_column"
+    name = "repeated_error" if mode == REPEAT else "guessed_column"
     ending = " and ran the same failing query again and again" if mode == REPEAT else ", which does not exist"
     return Mistake(
-        kind, render(tree), f"made up a column {guess}{ending}", f"look at {table} with DESC and use {right}", mode
+        name, render(tree), f"made up a column {guess}{ending}", f"look at {table} with DESC and use {right}", mode
     )
 
 
@@ -413,17 +414,17 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
     "missing_half": _missing_half,
     "submitted_early": _submitted_early,
 }
-"""Every kind of slip by name; each function returns None where it does not apply."""
+"""Every slip by name; each function returns None where it does not apply."""
 
 RARE = {"repeated_error": 0.25, "submitted_early": 0.5, "wrong_table": 0.7, "guessed_column": 0.7}
 """Weights below 1: slips that apply to nearly every query, or that make long transcripts."""
 
 
 def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) -> Mistake | None:
-    """Draw one slip that applies to `query`, of a kind not in `avoid`; None if there is none."""
+    """Draw one slip that applies to `query`, none of those in `avoid`; None if there is none."""
     gold = render(query.tree).lower()
-    found = [slip(query, rng) for kind, slip in MISTAKES.items() if kind not in avoid]
+    found = [slip(query, rng) for name, slip in MISTAKES.items() if name not in avoid]
     usable = [m for m in found if m and m.sql.lower() != gold]
     if not usable:
         return None
-    return rng.choices(usable, weights=[RARE.get(m.kind, 1.0) for m in usable])[0]
+    return rng.choices(usable, weights=[RARE.get(m.name, 1.0) for m in usable])[0]

@@ -69,10 +69,10 @@ class Query:
         table = self.table_of(column)
         if table is None:
             return []
-        kinds = {name.lower(): kind for name, kind in self.schema[table]}
-        own = kinds.get(column.name.lower())
+        types = {name.lower(): type_ for name, type_ in self.schema[table]}
+        own = types.get(column.name.lower())
         others = [name for name, _ in self.schema[table] if name.lower() != column.name.lower()]
-        return sorted(others, key=lambda name: kinds[name.lower()] != own)
+        return sorted(others, key=lambda name: types[name.lower()] != own)
 
 
 def _outer(tree: exp.Expression) -> exp.Select:
@@ -115,8 +115,8 @@ def words_for(item: exp.Expression) -> str:
             if isinstance(inside, exp.Star)
             else (f"the number of different {name}" if distinct else f"the number of {name}")
         )
-    for kind, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "highest"), (exp.Min, "lowest")):
-        if isinstance(item, kind):
+    for function, word in ((exp.Avg, "average"), (exp.Sum, "total"), (exp.Max, "highest"), (exp.Min, "lowest")):
+        if isinstance(item, function):
             return f"the {word} {name}"
     return "all columns" if isinstance(item, exp.Star) else plain(item)
 

@@ -260,10 +260,10 @@ def _aggregate(_: str, views: dict[str, View], rng: random.Random) -> Iterator[D
         many = view.words.many
         for column in view.numbers:
             spoken, year = view.say(column), view.is_year(column)
-            kinds = [("MAX", "latest" if year else "highest"), ("MIN", "earliest" if year else "lowest")]
-            kinds += [] if year else [("AVG", "average"), ("SUM", "total")]
+            functions = [("MAX", "latest" if year else "highest"), ("MIN", "earliest" if year else "lowest")]
+            functions += [] if year else [("AVG", "average"), ("SUM", "total")]
             filters = [None, None, *_equalities(view, rng, [c for c in view.categories if c != column])]
-            for function, adjective in kinds:
+            for function, adjective in functions:
                 on = rng.choice(filters)
                 which = f"all {many}" if on is None else f"the {many} {on.words}"
                 where = "" if on is None else f" WHERE {on.sql}"
@@ -533,8 +533,8 @@ def _group_aggregate(_: str, views: dict[str, View], __: random.Random) -> Itera
                 if column == group:
                     continue
                 year = view.is_year(column)
-                kinds = [("MAX", "latest" if year else "highest"), ("MIN", "earliest" if year else "lowest")]
-                for function, word in kinds + ([] if year else [("AVG", "average")]):
+                functions = [("MAX", "latest" if year else "highest"), ("MIN", "earliest" if year else "lowest")]
+                for function, word in functions + ([] if year else [("AVG", "average")]):
                     what, by = f"{word} {view.say(column)}", view.say(group)
                     yield _draft(
                         view,
