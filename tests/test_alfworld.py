@@ -28,6 +28,7 @@ from retroact_lib.envs.alfworld import (  # noqa: E402
 from retroact_lib.envs.alfworld.engine import Engine, GameFailed  # noqa: E402
 from retroact_lib.envs.alfworld.env import POOL, ALFWorld  # noqa: E402
 from retroact_lib.examples import imitation_examples  # noqa: E402
+from retroact_lib.experts import expert_for
 from retroact_lib.policy import Policy  # noqa: E402
 from retroact_lib.trajectories import read_trajectories  # noqa: E402
 
@@ -334,7 +335,7 @@ def test_a_game_that_does_not_load_says_so(env, tmp_path):
 def test_the_handcoded_expert_solves_every_type(env):
     """Pick-two included, which the package's own words for putting defeat."""
     for task in env.tasks("train"):
-        trajectory = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0, max_steps=100)
+        trajectory = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0, max_steps=100)
         assert trajectory.trials[0].success, str(trajectory)
 
 
@@ -344,12 +345,12 @@ def test_slips_fail_and_are_mended(env, monkeypatch):
     for task in env.tasks("train"):
         for slip in sorted(set(expert.SLIPS[task.family])):
             monkeypatch.setitem(expert.SLIPS, task.family, (slip,))
-            done = env.expert().demonstrate(env, task, max_trials=3, mistake_rate=1.0, max_steps=100, max_repeats=3)
+            done = expert_for(env).demonstrate(env, task, max_trials=3, mistake_rate=1.0, max_steps=100, max_repeats=3)
             assert not done.trials[0].success and done.trials[-1].success, f"{slip}\n{done}"
             text = done.reflections[0].text
             assert SLIP_SAYS[slip] in text or SLIP_SAYS["wandered"] in text, f"{slip}\n{done}"
             said |= {name for name, words in SLIP_SAYS.items() if words in text}
-        assert done == env.expert().demonstrate(env, task, 3, mistake_rate=1.0, max_steps=100, max_repeats=3)
+        assert done == expert_for(env).demonstrate(env, task, 3, mistake_rate=1.0, max_steps=100, max_repeats=3)
     assert said == set(SLIP_SAYS)
 
 
@@ -357,7 +358,7 @@ def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     """Whoever found nothing plans to look where nobody has looked, and does."""
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
     monkeypatch.setitem(expert.SLIPS, task.family, ("wandered",))
-    done = env.expert().demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
+    done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
     planned = expert.re.search(r" in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
     assert planned not in {turn.action.removeprefix("go to ") for turn in done.trials[0].turns}
     assert done.trials[1].turns[0].action == f"go to {planned}"
@@ -370,7 +371,7 @@ def test_a_second_search_goes_only_where_something_was_seen_or_nobody_looked(tmp
     games.make(games.draw("train", task_type, number), tmp_path / "train", engine)
     env = ALFWorld(data=tmp_path)
     (task,) = env.tasks("train")
-    turns = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns
+    turns = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials[0].turns
     taken = next(i for i, turn in enumerate(turns) if turn.action.startswith("take"))
     before = {turn.action for turn in turns[:taken]}
     wanted = task.meta["lamp"] or task.meta["target"]
@@ -389,7 +390,7 @@ def test_the_planner_can_be_the_expert(env):
 def test_an_expert_needs_a_household_task(env):
     task = env.tasks("train")[0]
     with pytest.raises(ValueError, match="no text 'target' in its meta"):
-        env.expert().demonstrate(env, type(task)("x", "q", TYPES[0]))
+        expert_for(env).demonstrate(env, type(task)("x", "q", TYPES[0]))
 
 
 # -------------------------------------------------------------------------------------------------------- the study

@@ -21,7 +21,7 @@ from retroact_lib.envs.intercode_sql.env import InterCodeSQL
 from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
 from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
 from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
-from retroact_lib.experts import expert_trajectories
+from retroact_lib.experts import expert_for, expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
 from retroact_lib.trials import stable_seed
 
@@ -94,9 +94,6 @@ class ToyEnv(Env):
 
     def pool(self, split: str) -> list[Task]:
         return TASKS
-
-    def expert(self) -> ScriptedSQLExpert:
-        return ScriptedSQLExpert()
 
     def world_of(self, task: Task) -> str:
         return "toy"
@@ -236,8 +233,11 @@ def test_bad_tasks_and_environments(toy):
         ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "SELECT ((FROM"}))
     with pytest.raises(ValueError, match="should be a SELECT"):
         ScriptedSQLExpert().demonstrate(toy, dataclasses.replace(TASKS[0], meta={"db": "toy", "gold": "DROP TABLE x"}))
-    with pytest.raises(ValueError, match="the environment 'intercode_sql' has no scripted expert"):
-        Env.expert(toy)
+    other = ToyEnv()
+    other.name = "chess"
+    with pytest.raises(ValueError, match="the environment 'chess' has no scripted expert"):
+        expert_for(other)
+    assert isinstance(expert_for(toy), ScriptedSQLExpert)
 
 
 # ------------------------------------------------------------------------------------------------- the SQL slips
@@ -300,7 +300,7 @@ def test_the_words_for_a_query():
 _SCRIPT = """
 import sys; sys.path.insert(0, "tests")
 from test_experts import TASKS, ToyEnv
-from retroact_lib.experts import expert_trajectories
+from retroact_lib.experts import expert_for, expert_trajectories
 print("\\n".join(map(str, expert_trajectories(ToyEnv(), TASKS, 3, seed=7, mistake_rate=0.9))))
 """
 

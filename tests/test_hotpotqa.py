@@ -19,6 +19,7 @@ from retroact_lib.envs.hotpotqa import expert
 from retroact_lib.envs.hotpotqa.env import HotpotQA, Library, exact_match, f1_score, official_tasks
 from retroact_lib.envs.hotpotqa.questions import PER_FAMILY, TYPES, questions
 from retroact_lib.examples import imitation_examples
+from retroact_lib.experts import expert_for
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import read_trajectories
 
@@ -371,7 +372,7 @@ def test_a_part_of_the_official_file_loads_and_the_expert_solves_it(retrieval, h
     tasks, copy = env.tasks("official"), HotpotQA(data=hub_copy([row(e) for e in json.loads(SAMPLE.read_text())]))
     assert len(tasks) == 20 and [asdict(task) for task in copy.tasks("official")] == [asdict(task) for task in tasks]
     for task in tasks:
-        assert env.expert().demonstrate(env, task, max_trials=2, mistake_rate=1.0).trials[-1].success
+        assert expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0).trials[-1].success
 
 
 def test_bad_arguments_are_one_sentence(tmp_path, env):
@@ -397,7 +398,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, env):
 def test_a_careful_expert_solves_every_kind_and_reads_both_articles(env):
     for split in SPLITS:
         for task in env.tasks(split, 40):
-            done = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0)
+            done = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0)
             (trial,) = done.trials
             actions = [turn.action for turn in trial.turns]
             assert trial.success and {f"Search[{title}]" for title, _ in task.meta["supporting"]} <= set(actions)
@@ -416,7 +417,7 @@ def test_every_slip_fails_is_reflected_on_and_is_put_right(env, monkeypatch, typ
     for slip in expert.SLIPS[type_]:
         monkeypatch.setitem(expert.SLIPS, type_, (slip,))
         for task in env.tasks("train", 10, families=families):
-            done = env.expert().demonstrate(env, task, max_trials=2, mistake_rate=1.0)
+            done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0)
             assert [trial.success for trial in done.trials] == [False, True], f"{slip}: {done}"
             said.add(done.reflections[0].text)
             missed, needed = done.reflections[0].text, [title for title, _ in task.meta["supporting"]]
@@ -431,7 +432,7 @@ def test_what_is_copied_from_another_article_is_of_the_kind_that_is_asked_for(en
     shapes = (r"\+\d+", r"\.[a-z]{2}", r"[A-Z]{3}", r"[A-Z][a-z]?", r"1\d{3}|20\d\d", r"\d{1,3}", r"[A-Z].+")
     families = ("bridge_capital", "bridge_border", "bridge_discovery", "bridge_discoverer")
     for task in env.tasks("train", 120, families=families):
-        trial = env.expert().demonstrate(env, task, 1, mistake_rate=1.0).trials[0]
+        trial = expert_for(env).demonstrate(env, task, 1, mistake_rate=1.0).trials[0]
         (_, (last, sentence)), pages = task.meta["supporting"], dict(task.meta["context"])
         alike = facts.countries() if last in facts.countries() else facts.elements()
         if all(task.meta["answer"] in pages[title][sentence] for title in pages if title in alike):
@@ -445,7 +446,7 @@ def test_the_expert_says_only_what_it_has_read():
     env = HotpotQA(observation_chars=200)
     looked_up = 0
     for task in env.tasks("train", 60):
-        (trial,) = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
+        (trial,) = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
         pages, seen = dict(task.meta["context"]), ""
         for turn in trial.turns:
             for title, number in task.meta["supporting"]:
@@ -470,7 +471,7 @@ def test_the_expert_says_only_what_it_has_read():
 )
 def test_the_last_thought_says_why(env, family, reason):
     for task in env.tasks("train", 20, families=(family,)):
-        (trial,) = env.expert().demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
+        (trial,) = expert_for(env).demonstrate(env, task, max_trials=1, mistake_rate=0.0).trials
         assert re.search(reason, trial.turns[-1].text), trial.turns[-1].text
         numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\d", trial.turns[-1].text)]
         if family.startswith("comparison"):
@@ -483,7 +484,7 @@ def test_the_expert_reads_official_questions(tmp_path):
     file.write_text(json.dumps([entry()]))
     env = HotpotQA(data=file)
     for seed in range(6):
-        done = env.expert().demonstrate(env, env.tasks("official")[0], 2, seed, mistake_rate=1.0)
+        done = expert_for(env).demonstrate(env, env.tasks("official")[0], 2, seed, mistake_rate=1.0)
         assert done.trials[-1].success and len(done.trials) == 2
 
 
@@ -532,7 +533,7 @@ def official(question, answer, type_, *context, supporting=None):
 def test_odd_official_questions_are_read_with_sense(task, not_said):
     env = HotpotQA()
     for seed in range(12):
-        done = env.expert().demonstrate(env, task, 2, seed, mistake_rate=seed % 2)
+        done = expert_for(env).demonstrate(env, task, 2, seed, mistake_rate=seed % 2)
         assert done.trials[-1].success
         assert not re.search(not_said, " ".join(turn.text for trial in done.trials for turn in trial.turns))
         assert len(done.trials) == 1 or done.trials[0].turns[-1].action != done.trials[1].turns[-1].action
@@ -540,14 +541,14 @@ def test_odd_official_questions_are_read_with_sense(task, not_said):
 
 def test_a_trial_that_runs_out_of_steps_is_told_as_that(env):
     task = env.tasks("train")[0]
-    done = env.expert().demonstrate(env, task, max_trials=2, mistake_rate=0.0, max_steps=1)
+    done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=0.0, max_steps=1)
     assert "ran out of steps" in done.reflections[0].text
 
 
 def test_an_expert_needs_the_supporting_facts(env):
     task = env.tasks("train")[0]
     with pytest.raises(ValueError, match="no 'answer' in its meta"):
-        env.expert().demonstrate(env, type(task)("x", "q", "bridge"))
+        expert_for(env).demonstrate(env, type(task)("x", "q", "bridge"))
 
 
 # -- the study

@@ -1,8 +1,9 @@
 """Environments by name. A new one is a package of this folder and its line in `ENVIRONMENTS`.
 
-The package holds ``env.py`` with a subclass of `base.Env`, and beside it whatever the environment is made of. Its
-``__init__.py`` imports nothing heavy and may hold `Options`, the settings that this environment alone has (a frozen
-dataclass, whose fields the constructor takes beside `data`), and `PROFILES`, what differs here from each profile.
+The package holds ``env.py`` with a subclass of `base.Env`, ``expert.py`` with a subclass of `experts.base.Expert`, and
+beside them whatever the environment is made of. Its ``__init__.py`` imports nothing heavy. It may hold `Options`, the
+settings that this environment alone has (a frozen dataclass, whose fields the constructor takes beside `data`), and
+`PROFILES`, what differs here from each profile.
 """
 
 from __future__ import annotations

@@ -10,10 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeVar
-
-if TYPE_CHECKING:
-    from retroact_lib.experts.base import Expert
+from typing import ClassVar, TypeVar
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,6 @@ class Env(ABC):
     @abstractmethod
     def start(self, task: Task) -> Episode:
         """Open an episode for `task`."""
-
-    def expert(self) -> Expert:
-        """The scripted expert of this environment. Raises ValueError if it has none."""
-        raise ValueError(f"the environment {self.name!r} has no scripted expert; name another expert.")
 
 
 Item = TypeVar("Item")

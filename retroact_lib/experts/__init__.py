@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert
 from retroact_lib.progress import progress
 from retroact_lib.trajectories import Trajectory
 from retroact_lib.trials import stable_seed
+
+
+def expert_for(env: Env) -> Expert:
+    """The scripted expert of an environment: the `Expert` in the module ``expert`` of its package.
+
+    Raises ValueError if it has none.
+    """
+    name = f"retroact_lib.envs.{env.name}.expert"
+    try:
+        found = vars(import_module(name)).values()  # loaded when it is asked for: experts are made of this package
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise ValueError(f"the environment {env.name!r} has no scripted expert; name another expert.") from None
+    (expert,) = (c for c in found if isinstance(c, type) and issubclass(c, Expert) and c.__module__ == name)
+    return expert()
 
 
 def expert_trajectories(
@@ -25,7 +42,7 @@ def expert_trajectories(
 
     Each task has its own seed from (seed, task.id), so a trajectory does not depend on the other tasks.
     """
-    expert = expert or env.expert()
+    expert = expert or expert_for(env)
     return [
         expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
         for task in progress(list(tasks), "Expert", "task")

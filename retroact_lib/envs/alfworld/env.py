@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from retroact_lib.envs.alfworld import games
 from retroact_lib.envs.alfworld.engine import Engine, GameFailed, Play
@@ -23,9 +23,6 @@ from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.files import code_digest, sha256_of, write_text
 from retroact_lib.paths import cache_dir
 from retroact_lib.progress import progress
-
-if TYPE_CHECKING:
-    from retroact_lib.envs.alfworld.expert import HouseholdExpert
 
 FOLDERS = {"train": "train", "validation": "train", "seen": "valid_seen", "test": "valid_unseen"}
 """Split -> folder of the official data; its validation split is the games of ``train`` in rooms 27 to 30."""
@@ -97,12 +94,6 @@ class ALFWorld(Env):
     def solution(self, task: Task) -> list[str]:
         """The walkthrough that the game's file has; empty where it has none."""
         return games.walkthrough(self.file(task))
-
-    def expert(self) -> HouseholdExpert:
-        """See `Env.expert`."""
-        from retroact_lib.envs.alfworld.expert import HouseholdExpert
-
-        return HouseholdExpert()
 
     def start(self, task: Task) -> HouseholdEpisode:
         """Open an episode; where the game does not open, one that is over. Raises ValueError if its file is gone."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import bm25s
 
@@ -26,9 +26,6 @@ from retroact_lib.envs.hotpotqa import articles
 from retroact_lib.envs.hotpotqa.articles import bare, fold
 from retroact_lib.envs.hotpotqa.questions import TYPES, Question, questions
 from retroact_lib.envs.official import read_list
-
-if TYPE_CHECKING:
-    from retroact_lib.envs.hotpotqa.expert import ReaderExpert
 
 PARAGRAPHS = 10
 """Paragraphs beside a question, as in HotpotQA's distractor setting: two that matter, the others near misses."""
@@ -80,12 +77,6 @@ class HotpotQA(Env):
     def solution(self, task: Task) -> list[str]:
         searches = [f"Search[{title}]" for title in dict.fromkeys(title for title, _ in task.meta["supporting"])]
         return [*searches, f"Finish[{task.meta['answer']}]"]
-
-    def expert(self) -> ReaderExpert:
-        """See `Env.expert`."""
-        from retroact_lib.envs.hotpotqa.expert import ReaderExpert
-
-        return ReaderExpert()
 
     def start(self, task: Task) -> HotpotEpisode:
         """Open an episode."""

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import sqlglot
 from scipy.stats import kendalltau
@@ -25,9 +25,6 @@ from retroact_lib.envs.intercode_sql.databases import load_databases, real_quest
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
 from retroact_lib.envs.official import read_list
-
-if TYPE_CHECKING:
-    from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
 
 DATABASES: dict[str, tuple[str, ...]] = {
     "train": (
@@ -141,12 +138,6 @@ class InterCodeSQL(Env):
 
     def solution(self, task: Task) -> list[str]:
         return [f"execute[{task.meta['gold']}]", "submit"]
-
-    def expert(self) -> ScriptedSQLExpert:
-        """See `Env.expert`."""
-        from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
-
-        return ScriptedSQLExpert()
 
     def start(self, task: Task) -> SqlEpisode:
         """Open an episode. Raises ValueError if the task's database is unknown or its gold does not run."""
