@@ -98,7 +98,7 @@ class RolloutConfig:
     reflect: bool = True
     """False is plain retry: the same prompt again, no reflector."""
     temperature: float = 1.0
-    """Of planner and reflector in the training rollouts; 0 is greedy. pi_old stays the policy at temperature 1."""
+    """Temperature of both roles in the training rollouts; 0 is greedy. pi_old stays the policy at temperature 1."""
     max_steps: int = 8
     """Actions in a trial."""
     max_repeats: int = 2
@@ -118,7 +118,7 @@ class RolloutConfig:
     def token_budget(self) -> int:
         """Tokens after which a trial takes no further step.
 
-        What is left of `max_context` holds the next action, its observation and the verdict (256 in all), and a
+        The rest of `max_context` holds the next action, its observation and the verdict (256 in all), and a
         reflection.
         """
         return self.max_context - self.max_action_tokens - 256 - self.max_reflection_tokens
@@ -226,7 +226,7 @@ class EvalConfig:
     eval_trials: int = 3
     """K of the evaluation."""
     eval_temperature: float = 0.5
-    """Of the sampled evaluation; the greedy one has temperature 0 and a single trial."""
+    """Temperature of the sampled evaluation; the greedy one has temperature 0 and a single trial."""
     bootstrap: int = 10_000
     """Resamples behind each 95 % interval."""
     ablations: str = "all"

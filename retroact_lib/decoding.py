@@ -3,8 +3,8 @@
 An episode is written as a plain generator: it yields a `Request` ("read these tokens, then write until ..."), gets a
 `Reply`, talks to its environment, and yields the next one. `decode` runs many such generators in a batch. Each slot
 keeps its own keys and values, so a new observation costs only its own tokens, and a new prompt only what follows its
-first difference from the text before; an episode that ends leaves its slot to a waiting one. What an episode writes
-depends on its own text and seed, not on its neighbours (float noise aside).
+first difference from the text before. An episode that ends leaves its slot to a waiting one. The text of an episode
+depends on its own prompt and seed, not on its neighbours (float noise aside).
 """
 
 from __future__ import annotations

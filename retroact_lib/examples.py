@@ -121,7 +121,7 @@ class _Segment(NamedTuple):
     ids: list[int]
     agent: bool
     logps: list[float] | None = None
-    """As the sampler recorded them."""
+    """The sampler's record of their log-probs; None where a script wrote them."""
 
 
 def _segments(policy: Policy, trial: Trial) -> list[_Segment]:

@@ -34,12 +34,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Replace the file at `path` by `text` in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """As `write_text`, a JSON value."""
+    """Replace the file at `path` by a JSON value, as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Where results, run folders and cached files lie.
+"""The folders of results, runs and cached files.
 
 Notebooks are run from several folders (papermill keeps the caller's, nbval and JupyterLab take the notebook's), so
 nothing here relies on the working directory being the project's: it is found by looking upwards.

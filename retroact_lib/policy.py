@@ -72,7 +72,7 @@ AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
 def device_of(config: PolicyConfig) -> torch.device:
-    """Where the policy will live. Raises ValueError for a CUDA device that is not there."""
+    """The device on which the policy will live. Raises ValueError for a CUDA device that is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no CUDA card; use 'auto' or 'cpu'.")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

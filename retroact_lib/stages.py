@@ -3,7 +3,7 @@
     demonstrate -> train_sft -> roll_out -> score -> train_joint_rl -> evaluate
 
 Each takes the whole `StudyConfig`, asks the stage before for its run (so any notebook can start anywhere), and reads
-only files. What a run depends on is in its key, so arms that share a stage share its work.
+only files. A run's key holds all that it depends on, so arms that share a stage share its work.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ def load_policy(config: StudyConfig, start: Run | None) -> Policy:
 
 
 def _lent_policy(config: StudyConfig, start: Run | None) -> Policy:
-    """As `load_policy`, in the one model that the stages share: theirs until a stage asks again."""
+    """The policy of `load_policy` in the one model that the stages share: it is lent until a stage asks again."""
     give_back_memory()  # of the stage before
     policy, fresh = _shared_model(config.policy, config.seed)
     policy.load_adapter_state(fresh)

@@ -36,8 +36,8 @@ def _study(config: StudyConfig) -> str:
 def read(config: StudyConfig, pattern: str) -> pd.DataFrame:
     """The tables whose names match, of all seeds, as one.
 
-    Where some were made with the present settings and code, others are left out with a warning. Raises ValueError when
-    there is no table, or when none is of the present settings and code and they differ among each other.
+    A table of other settings or code is left out with a warning, if there are some of the present ones. Raises
+    ValueError when there is no table, or when several differ and none is of the present settings and code.
     """
     folder = paths.results_dir(config.profile, config.env) / "tables"
     files = sorted(folder.glob(f"{pattern}-seed*.csv"))

@@ -235,7 +235,7 @@ def _il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[st
 
 
 def _plan(examples: int, batch: int, updates: int, seed: int) -> list[list[int]]:
-    """Which examples each update sees: pass after pass over a fresh permutation."""
+    """The examples that each update sees: pass after pass over a fresh permutation."""
     draws = torch.Generator().manual_seed(seed)
     order: list[int] = []
     plan: list[list[int]] = []

@@ -1,10 +1,10 @@
 """The expert for ALFWorld: the package's handcoded one with thoughts, slips as people make them, and second attempts.
 
 The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
-over at any step. What it saw it forgets as soon as it looks for something else; ours goes back to what it saw, or on to
-where it has not been. A slip is what the hasty do: put the thing away unwashed, take another thing, bring it to another
-place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around, because a
-household has no way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
+over at any step. It forgets what it saw as soon as it looks for something else; ours goes back to what it saw, or on to
+where it has not been. A slip is what hasty people do: they put the thing away unwashed, take another thing, bring it to
+another place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around,
+because a household has no way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
 """
 
 from __future__ import annotations

@@ -381,7 +381,7 @@ def _can(able: str, otype: str, of: set[str]) -> bool:
 def _furnish(blueprint: Blueprint, here: Room, rng: random.Random) -> Placed:
     """Put every thing somewhere: into a type of receptacle at random, then into one of that type.
 
-    What the task is about never lies where it is to be put.
+    The things that the task is about never lie where they are to be put.
     """
     placed = []
     for otype in here.objects:

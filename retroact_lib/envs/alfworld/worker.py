@@ -34,7 +34,7 @@ GAMES_KEPT = 512
 
 
 class CachedParser:
-    """A TatSu parser that parses each text once. What it returns is read, never changed."""
+    """A TatSu parser that parses each text once. Its results are read, never changed."""
 
     def __init__(self, parser) -> None:
         self._parse = lru_cache(maxsize=50_000)(lambda text, rule: parser.parse(text, rule_name=rule))

@@ -1,8 +1,8 @@
 """Articles about countries, capitals, elements and their discoverers, written from facts that two packages ship.
 
-An article is what HotpotQA's paragraphs are: a title and a few sentences, each with one fact or two. What a question
-needs is never in one article alone: an article on a country does not name its capital, one on a capital says no more
-than whose it is and in which region. What was found wrong in the packages is corrected or left out.
+An article has the form of HotpotQA's paragraphs: a title and a few sentences, each with one fact or two. No article
+holds all that a question needs: one on a country does not name its capital, one on a capital says no more than whose it
+is and in which region. Facts that were found wrong in the packages are corrected or left out.
 """
 
 from __future__ import annotations

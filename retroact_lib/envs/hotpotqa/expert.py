@@ -1,6 +1,6 @@
 """The expert for HotpotQA: reads the supporting articles one after the other, or slips as a hasty reader does.
 
-It knows which sentences matter, and by which word to look one up that an observation does not show. What it says comes
+It knows which sentences matter, and by which word to look one up that an observation does not show. Its thoughts come
 from the question and from what it has read by then.
 """
 

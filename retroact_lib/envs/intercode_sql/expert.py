@@ -47,7 +47,7 @@ class ScriptedSQLExpert(Expert):
     """Knows the gold SQL and still explores as a careful person would, or slips as a hasty one does.
 
     A careful trial lists the tables, looks at the columns of those that matter, runs the gold query and submits.
-    What it says comes from the question, what it has seen, and the query it is about to run.
+    Its thoughts come from the question, what it has seen, and the query it is about to run.
     """
 
     def session(

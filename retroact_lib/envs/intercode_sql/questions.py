@@ -1,6 +1,6 @@
 """Questions with gold SQL, made from real schemas and real values by seeded templates.
 
-The way: a database becomes `View`s (tables with English words and their values), every family enumerates `Draft`s over
+A database becomes `View`s (tables with English words and their values), every family enumerates `Draft`s over
 them, and `generate` shuffles the drafts, runs their gold and keeps those with a short, complete, unambiguous answer.
 The same database gives the same questions on every machine: the only randomness is `random.Random` seeded by text.
 """
