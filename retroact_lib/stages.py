@@ -291,7 +291,7 @@ def evaluate_arm(
     splits: Sequence[str] = (),
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
-    """`evaluate` for every split and mode, as one table; without `splits`, on the databases kept for the end."""
+    """`evaluate` for every split and mode, as one table; without `splits`, on the task sets kept for the end."""
     splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "known", "validation")]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
@@ -333,10 +333,10 @@ def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:
 
 def _arm_config(config: StudyConfig, arm: str) -> StudyConfig:
     changed = config.change(**ABLATIONS.get(arm, {}))
-    if arm == "continued_sft":
-        taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
-        changed = changed.change(max_updates=taken, rounds=1)
-    return changed
+    if arm != "continued_sft":
+        return changed
+    taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
+    return changed.change(max_updates=taken, rounds=1) if taken else config  # no update leaves stage 1's policy to both
 
 
 def load_policy(config: StudyConfig, start: Run | None) -> Policy:

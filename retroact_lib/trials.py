@@ -60,12 +60,6 @@ def play_actions(env: Env, task: Task, actions: Sequence[str]) -> Trial:
 
 
 def draw_seed(*parts: object) -> int:
-    """A 64-bit seed from names and numbers, the same in every process and on every machine."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
-def stable_seed(seed: int, *parts: str) -> int:
-    """A 63-bit seed from `seed` and text, the same in every process and on every machine."""
-    digest = hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()
+    """A 63-bit seed from names and numbers, the same in every process and on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

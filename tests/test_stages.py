@@ -230,6 +230,8 @@ def test_a_policy_that_earns_nothing_stays_as_it_is(config):
     assert metrics.to_dict("records") == [{"update": 0, "round": 0}]
     tables.save(config, metrics.assign(seed=0), "metrics-rl")
     assert len(tables.read(config, "metrics-rl")) == 1
+    sizes = stages.training_sizes(config, ["continued_sft"]).set_index("arm")
+    assert sizes.loc["continued_sft"].tolist() == sizes.loc["retroact"].tolist() == [0, 0, 0]
 
 
 def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(config, monkeypatch):

@@ -9,7 +9,7 @@ from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert
 from retroact_lib.progress import progress
 from retroact_lib.trajectories import Trajectory
-from retroact_lib.trials import stable_seed
+from retroact_lib.trials import draw_seed
 
 
 def expert_for(env: Env) -> Expert:
@@ -44,6 +44,6 @@ def expert_trajectories(
     """
     expert = expert or expert_for(env)
     return [
-        expert.demonstrate(env, task, max_trials, stable_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
+        expert.demonstrate(env, task, max_trials, draw_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
         for task in progress(list(tasks), "Expert", "task")
     ]
