@@ -74,6 +74,17 @@ def summarise(table: pd.DataFrame, by: Iterable[str] = ("arm", "split", "mode", 
     return pd.DataFrame(rows)
 
 
+def last_trials(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the greedy trial and of the last sampled one."""
+    return table[(table["mode"] == "greedy") | (table["trial"] == table["trial"].max())]
+
+
+def shared_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the seeds in which every arm was run, so that like is compared with like."""
+    seeds = set.intersection(*(set(rows["seed"]) for _, rows in table.groupby("arm")))
+    return table[table["seed"].isin(seeds)]
+
+
 def compare(table: pd.DataFrame, arm: str, other: str, column: str = "success", resamples: int = 10_000):
     """Paired difference `arm` - `other` per split, mode and trial, over the tasks and seeds that both attempted."""
     rows = []

@@ -55,6 +55,16 @@ def test_paired_difference_is_over_the_same_tasks():
     assert np.isfinite(row["high"]) and evaluation.compare(rows, "retroact", "nobody").empty
 
 
+def test_only_the_seeds_of_all_arms_and_only_the_last_trials():
+    import pandas as pd
+
+    parts = [table("sft", trajectory("a", 1.0), seed=s) for s in (0, 1)] + [table("ppo", trajectory("a", 0.0), seed=1)]
+    rows = pd.concat(parts)
+    assert set(evaluation.shared_seeds(rows)["seed"]) == {1} and len(evaluation.shared_seeds(rows)) == 6
+    assert evaluation.last_trials(rows)["trial"].unique().tolist() == [3]
+    assert len(evaluation.last_trials(rows.assign(mode="greedy"))) == len(rows)
+
+
 def test_nothing_to_evaluate_is_one_sentence():
     with pytest.raises(ValueError, match="no trajectories"):
         evaluation.outcomes([], 3)
