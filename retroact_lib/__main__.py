@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from retroact_lib import study
+from retroact_lib import pages, study
 from retroact_lib.config import PROFILES
 from retroact_lib.envs import ENVIRONMENTS
 
@@ -21,8 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command.add_argument("--dry-run", action="store_true", help="resolve and check everything, print the plan, stop")
     commands.add_parser("refresh", help="execute the notebooks in place with their defaults")
+    command = commands.add_parser("pages", help="write the tables of README and the other pages from the results")
+    command.add_argument("--check", action="store_true", help="write nothing; name the pages that differ, and fail")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "pages":
+            return pages.main(["--check"] if options.check else [])
         if options.command == "refresh":
             study.refresh()
             return 0

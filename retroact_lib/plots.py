@@ -1,7 +1,7 @@
 """Figures: functions that take a table and an `ax` and return the `ax`. No statistics are made here.
 
-One colour per method across all figures (Okabe and Ito's palette, safe for colour-blind readers), bands for 95 %
-intervals, n in the label.
+One colour per method across all figures (Okabe and Ito's palette, safe for colour-blind readers), bands and bars for
+95 % intervals, n and the number of seeds in the labels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 ARMS = {
     "base": ("Base model", "#999999"),
@@ -26,26 +28,37 @@ ARMS = {
     "plain_retry": ("RetroAct, plain retry", "#882255"),
 }
 """Arm -> (label, colour)."""
+MARKERS = "os^Dvp<>*hX"
+"""One per line, so that lines of one course can be told apart."""
+CAUTION = (
+    "Error bars: 95 % over the n tasks, not over seeds; another seed may move a bar as far.\n"
+    "The arms of a panel share their tasks, so paired differences are surer than the bars look."
+)
+"""What bars with intervals cannot tell."""
 
 
 def label(arm: str) -> str:
     return ARMS[arm][0]
 
 
+def caution(figure: plt.Figure) -> None:
+    """Write `CAUTION` below a figure."""
+    figure.supxlabel(CAUTION, fontsize="small", color="#555555", x=0.01, ha="left")
+
+
 def success_by_trial(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = ("base", "sft", "retroact")):
     """Share of tasks solved by trial k, one line per arm. `summary`: as `evaluation.summarise` gives it, one split."""
-    for arm in arms:
+    for marker, arm in zip(MARKERS, arms, strict=False):
         rows = summary[summary["arm"] == arm].sort_values("trial")
         if rows.empty:
             continue
         name, colour = ARMS[arm]
-        ax.plot(
-            rows["trial"], 100 * rows["success"], marker="o", color=colour, label=f"{name} (n = {rows['n'].iloc[0]})"
-        )
+        ax.plot(rows["trial"], 100 * rows["success"], marker=marker, color=colour, label=name)
         ax.fill_between(
             rows["trial"], 100 * rows["success_low"], 100 * rows["success_high"], color=colour, alpha=0.15, lw=0
         )
-    ax.set(xlabel="trial k", ylabel="tasks solved by trial k (%)", ylim=(-2, 102))
+    size = f"n = {summary['n'].min()}, seeds: {summary['seeds'].min()}"
+    ax.set(xlabel=f"trial k ({size})", ylabel="tasks solved by trial k (%)", ylim=(-3, 103))
     ax.set_xticks(sorted(summary["trial"].unique()))
     ax.legend(frameon=False, fontsize="small")
     return ax
@@ -54,104 +67,118 @@ def success_by_trial(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = 
 def arms_compared(summary: pd.DataFrame, ax: plt.Axes, column: str = "success"):
     """One bar per arm with its interval, best on top. `summary`: one split, one mode, one trial."""
     rows = summary[summary["arm"].isin(ARMS)].sort_values(column)
-    middle = 100 * rows[column]
-    spread = [middle - 100 * rows[f"{column}_low"], 100 * rows[f"{column}_high"] - middle]
-    ax.barh(
-        [label(a) for a in rows["arm"]],
-        middle,
-        xerr=spread,
-        color=[ARMS[a][1] for a in rows["arm"]],
-        error_kw={"elinewidth": 1, "capsize": 2},
-    )
-    for y, value in enumerate(middle):
-        ax.text(1, y, f"{value:.0f}", va="center", color="white", fontweight="bold", fontsize="small")
-    ax.set(
-        xlabel=f"{'tasks solved' if column == 'success' else 'mean reward'} (%), n = {rows['n'].min()}", xlim=(0, 100)
-    )
+    middle, high = 100 * rows[column], 100 * rows[f"{column}_high"]
+    spread = [middle - 100 * rows[f"{column}_low"], high - middle]
+    names, colours = ([ARMS[arm][i] for arm in rows["arm"]] for i in (0, 1))
+    ax.barh(names, middle, xerr=spread, color=colours, error_kw={"elinewidth": 1, "capsize": 2})
+    for y, (value, end) in enumerate(zip(middle, high, strict=True)):
+        ax.text(end + 1.5, y, f"{value:.0f}", va="center", color="black", fontsize="small")
+    _mark([text for text in ax.get_yticklabels() if text.get_text() == label("retroact")])
+    measure = "tasks solved" if column == "success" else "mean reward"
+    ax.set(xlabel=f"{measure} (%), n = {rows['n'].min()}, seeds: {rows['seeds'].min()}", xlim=(0, 105))
     return ax
 
 
 def headline(summary: pd.DataFrame, ax: plt.Axes):
-    """Base model, Reflexion (the base model with reflections), SFT and RetroAct on the test split, with intervals.
+    """Base model, SFT and RetroAct on the test split: the greedy first trial beside the last sampled one.
 
-    The base model plays one greedy trial, the others all sampled ones. `summary`: as `evaluation.summarise` gives it.
+    The sampled base model has reflections, so it is Reflexion. `summary`: as `evaluation.summarise` gives it.
     """
-    test = summary[summary["split"] == "test"]
+    test = summary[(summary["split"] == "test") & summary["arm"].isin(("base", "sft", "retroact"))]
     trials = test["trial"].max()
-    greedy = test[test["mode"] == "greedy"].set_index("arm")
-    last = test[(test["mode"] == "sampled") & (test["trial"] == trials)].set_index("arm")
-    places = {label("base"): (greedy, "base"), "Reflexion": (last, "base")}
-    places |= {label(arm): (last, arm) for arm in ("sft", "retroact")}
-    found = {name: table.loc[arm] for name, (table, arm) in places.items() if arm in table.index}
-    rows = pd.DataFrame(found.values())
-    middle = 100 * rows["success"].to_numpy(float)
-    spread = [middle - 100 * rows["success_low"].to_numpy(float), 100 * rows["success_high"].to_numpy(float) - middle]
-    colours = [ARMS[arm][1] for arm in rows.index]
-    ax.bar(list(found), middle, yerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
-    for x, value in enumerate(middle):
-        ax.text(x, 2, f"{value:.0f}", ha="center", color="white" if value else "black", fontweight="bold")
-    ax.tick_params(axis="x", rotation=20)
-    ax.set(ylim=(0, 100), xlabel=f"by trial {trials}, n = {rows['n'].min()}, seeds: {rows['seeds'].min()}")
-    ax.set_ylabel("tasks solved (%)")
+    arms = [arm for arm in ARMS if arm in set(test["arm"])]
+    for offset, mode, trial in ((-0.2, "greedy", 1), (0.2, "sampled", trials)):
+        rows = test[(test["mode"] == mode) & (test["trial"] == trial)].set_index("arm").loc[arms]
+        middle, high = 100 * rows["success"], 100 * rows["success_high"]
+        spread = [middle - 100 * rows["success_low"], high - middle]
+        places = [i + offset for i in range(len(arms))]
+        colours, light = [ARMS[arm][1] for arm in arms], {"alpha": 0.45} if mode == "greedy" else {}
+        ax.bar(places, middle, 0.38, color=colours, **light)
+        ax.errorbar(places, middle, yerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        for x, value, end in zip(places, middle, high, strict=True):
+            ax.text(x, end + 2, f"{value:.0f}", ha="center", color="black", fontsize="small")
+    ax.set_xticks(range(len(arms)), ["Base model,\nReflexion" if arm == "base" else label(arm) for arm in arms])
+    _mark([text for text in ax.get_xticklabels() if text.get_text() == label("retroact")])
+    size = f"n = {test['n'].min()}, seeds: {test['seeds'].min()}"
+    ax.set(ylim=(0, 105), xlabel=f"sampled: by trial {trials}; {size}", ylabel="tasks solved (%)")
+    shades = [Patch(color="#555555", alpha=0.45), Patch(color="#555555")]
+    ax.legend(shades, ["greedy, first trial", "sampled, last trial"], frameon=False, fontsize="small", loc="upper left")
     return ax
 
 
+def _mark(names: Sequence[plt.Text]) -> None:
+    """Make the names of the full method stand out."""
+    for name in names:
+        name.set(fontweight="bold", color=ARMS["retroact"][1])
+
+
 def success_by_family(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = ("sft", "retroact")):
-    """Success for each kind of question, one dot per arm with its interval."""
-    families = sorted(summary["family"].unique())
+    """Success in each family of tasks, one dot per arm with its interval."""
+    families = sorted(summary["family"].unique(), reverse=True)
     for i, arm in enumerate(arms):
         rows = summary[summary["arm"] == arm].set_index("family").reindex(families)
-        y = [j + (i - (len(arms) - 1) / 2) * 0.25 for j in range(len(families))]
+        y = [j + ((len(arms) - 1) / 2 - i) * 0.25 for j in range(len(families))]
         middle = 100 * rows["success"]
         spread = [middle - 100 * rows["success_low"], 100 * rows["success_high"] - middle]
-        ax.errorbar(middle, y, xerr=spread, fmt="o", color=ARMS[arm][1], label=label(arm), elinewidth=1, markersize=4)
+        style = {"fmt": MARKERS[i], "elinewidth": 1, "markersize": 4}
+        ax.errorbar(middle, y, xerr=spread, color=ARMS[arm][1], label=label(arm), **style)
     counts = summary.groupby("family")["n"].max()
-    ax.set_yticks(range(len(families)), [f"{f} (n = {counts[f]})" for f in families])
-    ax.set(xlabel="tasks solved (%)", xlim=(-3, 103))
-    ax.legend(frameon=False, fontsize="small")
+    ax.set_yticks(range(len(families)), [f"{family} (n = {counts[family]})" for family in families])
+    ax.set(xlabel=f"tasks solved (%), seeds: {summary['seeds'].min()}", xlim=(-3, 103))
+    ax.legend(frameon=False, fontsize="small", ncols=len(arms), loc="lower center", bbox_to_anchor=(0.5, 1.06))
     return ax
 
 
 def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, ax: plt.Axes):
-    """Success after each epoch: one line for each kind of task, all tasks in black with their band.
+    """Success after each epoch: one line for each family of tasks, all tasks in black with their band.
 
-    Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch.
+    Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch. The lines stand a little
+    apart, so that those of one course can all be seen.
     """
     colours = [colour for _, colour in ARMS.values()]
     for i, (family, rows) in enumerate(families.groupby("family")):
-        name = f"{family} (n = {rows['n'].min()})"
-        ax.plot(
-            rows["epoch"], 100 * rows["success"], marker="o", ms=4, lw=1, color=colours[i % len(colours)], label=name
-        )
+        style = {"marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1, "color": colours[i % len(colours)]}
+        ax.plot(rows["epoch"] + 0.02 * i, 100 * rows["success"], label=f"{family} (n = {rows['n'].min()})", **style)
     epoch, n = everything["epoch"], everything["n"].min()
     ax.plot(epoch, 100 * everything["success"], color="black", lw=2.5, label=f"all (n = {n}), 95 % interval")
     ax.fill_between(
         epoch, 100 * everything["success_low"], 100 * everything["success_high"], color="black", alpha=0.1, lw=0
     )
-    ax.set(xlabel="epochs of imitation", ylabel="validation tasks solved (%)", ylim=(-2, 102))
+    size = f"seeds: {everything['seeds'].min()}"
+    ax.set(xlabel=f"epochs of imitation ({size})", ylabel="validation tasks solved (%)", ylim=(-3, 103))
     ax.set_xticks(sorted(epoch))
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
 def training_curve(metrics: pd.DataFrame, ax: plt.Axes, columns: dict[str, str], ylabel: str):
-    """Columns of a run's metrics over its updates; `columns` maps a column to its label."""
-    colours = ("#0072B2", "#D55E00", "#009E73")
-    for colour, (column, name) in zip(colours, columns.items(), strict=False):
-        if column in metrics:
-            ax.plot(metrics["update"], metrics[column], color=colour, label=name)
+    """Columns of a run's metrics over its updates; `columns` maps a column to its label. A missing one is left out.
+
+    A single line has its label as the title, several have a legend.
+    """
+    drawn = {column: name for column, name in columns.items() if column in metrics}
+    for colour, (column, name) in zip(("#0072B2", "#D55E00", "#009E73"), drawn.items(), strict=False):
+        ax.plot(metrics["update"], metrics[column], color=colour, label=name)
     ax.set(xlabel="update", ylabel=ylabel)
-    ax.legend(frameon=False, fontsize="small")
+    if len(columns) == 1:
+        ax.set_title(next(iter(columns.values())))
+    elif drawn:
+        ax.legend(frameon=False, fontsize="small", ncols=len(drawn), loc="upper right")
     return ax
 
 
 def importance_ratios(metrics: pd.DataFrame, axes: Sequence[plt.Axes], eps: float):
     """Ratio with its clip range, share of tokens clipped, and KL to the behaviour policy: three axes."""
-    training_curve(metrics, axes[0], {"ratio_mean": "mean", "ratio_max": "max"}, "importance ratio")
+    training_curve(metrics, axes[0], {"ratio_mean": "mean", "ratio_max": "largest"}, "importance ratio")
     axes[0].axhspan(1 - eps, 1 + eps, color="#999999", alpha=0.2, lw=0)
-    axes[0].set_yscale("log")
+    axes[0].set(yscale="log", title="ratio (grey: clip range)")
+    axes[0].yaxis.set_major_formatter(ScalarFormatter())
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high * 1.2)  # above the lines stands the legend
+    axes[0].set_yticks([tick for tick in (0.5, 0.7, 1, 1.3, 2, 3, 5, 10, 20, 50, 100) if low <= tick <= high])
     training_curve(metrics, axes[1], {"clip_fraction": "tokens outside the clip range"}, "share of agent tokens")
-    training_curve(metrics, axes[2], {"kl": "KL estimate"}, "nats per token")
+    training_curve(metrics, axes[2], {"kl": "KL estimate to the behaviour policy"}, "nats per token")
     return axes
 
 
