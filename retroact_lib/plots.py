@@ -135,9 +135,9 @@ def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, ax: plt.Axe
     Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch. The lines stand a little
     apart, so that those of one course can all be seen.
     """
-    colours = [colour for _, colour in ARMS.values()]
+    count, shades = families["family"].nunique(), plt.colormaps["viridis"]
     for i, (family, rows) in enumerate(families.groupby("family")):
-        style = {"marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1, "color": colours[i % len(colours)]}
+        style = {"marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1, "color": shades(0.95 * i / max(count - 1, 1))}
         ax.plot(rows["epoch"] + 0.02 * i, 100 * rows["success"], label=f"{family} (n = {rows['n'].min()})", **style)
     epoch, n = everything["epoch"], everything["n"].min()
     ax.plot(epoch, 100 * everything["success"], color="black", lw=2.5, label=f"all (n = {n}), 95 % interval")
