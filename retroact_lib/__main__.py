@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=", ".join(study.NOTEBOOKS))
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command.add_argument("--dry-run", action="store_true", help="resolve and check everything, print the plan, stop")
-    commands.add_parser("refresh", help="execute the notebooks in place with their defaults")
+    command = commands.add_parser("refresh", help="execute the notebooks in place with their defaults")
+    command.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=", ".join(study.NOTEBOOKS))
     command = commands.add_parser("pages", help="write the tables of README and the other pages from the results")
     command.add_argument("--check", action="store_true", help="write nothing; name the pages that differ, and fail")
     options = parser.parse_args(arguments)
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "pages":
             return pages.main(["--check"] if options.check else [])
         if options.command == "refresh":
-            study.refresh()
+            study.refresh(options.only)
             return 0
         items = study.plan(options.profile, options.env, options.seeds, options.only, _overrides(options.set))
         if options.dry_run:

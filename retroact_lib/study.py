@@ -49,9 +49,7 @@ def plan(
 
     All that can be known before hours of work is checked here: the checkpoint, the device, the tasks, the ablations.
     """
-    unknown = set(only) - set(NOTEBOOKS)
-    if unknown:
-        raise ValueError(f"Unknown notebook {sorted(unknown)[0]!r}; expected one of {', '.join(NOTEBOOKS)}.")
+    chosen = _chosen(only)
     if not seeds:
         raise ValueError("No seed was given; expected at least one.")
     common = {"env": env, **(overrides or {})}
@@ -65,7 +63,6 @@ def plan(
     stages.ablation_arms(config)
     stages.task_sets(config)
     common = {"profile": profile, **common}
-    chosen = [n for n in NOTEBOOKS if not only or n in only]
     items = [Item(n, seed, {**common, "seed": seed}) for seed in seeds for n in chosen if n != "05_plots"]
     if "05_plots" in chosen:
         items.append(Item("05_plots", seeds[0], {**common, "seed": seeds[0]}))
@@ -140,12 +137,12 @@ def _is(file: Path, digest: str) -> bool:
     return file.is_file() and files.sha256_of(file) == digest
 
 
-def refresh(say=say_at_once) -> None:
-    """Execute the notebooks in place with their own defaults, so that their outputs are those of the present code."""
+def refresh(only: Sequence[str] = (), say=say_at_once) -> None:
+    """Execute notebooks (all, or `only` these) in place with their own defaults: their outputs are then up to date."""
     import nbformat
     from nbclient import NotebookClient
 
-    for name in NOTEBOOKS:
+    for name in _chosen(only):
         file = paths.project_dir() / "notebooks" / f"{name}.ipynb"
         book = nbformat.read(file, as_version=4)
         started = _now()
@@ -224,6 +221,13 @@ def _usual_shape(parameters: float) -> SimpleNamespace:
         vocab_size=32_000,
         tie_word_embeddings=False,
     )
+
+
+def _chosen(only: Sequence[str]) -> list[str]:
+    """The notebooks to run, in order; all of them if none is named."""
+    if unknown := set(only) - set(NOTEBOOKS):
+        raise ValueError(f"Unknown notebook {min(unknown)!r}; expected one of {', '.join(NOTEBOOKS)}.")
+    return [name for name in NOTEBOOKS if not only or name in only]
 
 
 def _config(item: Item) -> StudyConfig:
