@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
@@ -31,29 +33,41 @@ ARMS = {
 MARKERS = "os^Dvp<>*hX"
 """One per line, so that lines of one course can be told apart."""
 CAUTION = (
-    "Error bars: 95 % over the n tasks, not over seeds; another seed may move a bar as far.\n"
-    "The arms of a panel share their tasks, so paired differences are surer than the bars look."
+    "Intervals: 95 % over the n tasks, not over seeds; another seed may move a value as far.\n"
+    "The arms of a panel share their tasks, so paired differences have narrower intervals than these suggest."
 )
-"""What bars with intervals cannot tell."""
+"""What bars and bands with intervals cannot tell."""
 
 
 def label(arm: str) -> str:
     return ARMS[arm][0]
 
 
-def caution(figure: plt.Figure) -> None:
-    """Write `CAUTION` below a figure."""
+def _name(arm: str, mode: str) -> str:
+    """An arm in a mode: the base model that is sampled has reflections after failures, which is Reflexion."""
+    return f"{label(arm)} (Reflexion)" if (arm, mode) == ("base", "sampled") else label(arm)
+
+
+def finish(figure: plt.Figure) -> None:
+    """One legend above all panels in place of one in each, and `CAUTION` below them."""
+    legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    if legends:
+        names = [text.get_text() for text in legends[0].get_texts()]
+        style = {"frameon": False, "fontsize": "small", "ncols": len(names)}
+        figure.legend(legends[0].legend_handles, names, loc="outside upper center", **style)
+    for legend in legends:
+        legend.remove()
     figure.supxlabel(CAUTION, fontsize="small", color="#555555", x=0.01, ha="left")
 
 
 def success_by_trial(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = ("base", "sft", "retroact")):
-    """Share of tasks solved by trial k, one line per arm. `summary`: as `evaluation.summarise` gives it, one split."""
+    """Share of tasks solved by trial k, one line per arm. `summary`: one split, sampled trials alone."""
     for marker, arm in zip(MARKERS, arms, strict=False):
         rows = summary[summary["arm"] == arm].sort_values("trial")
         if rows.empty:
             continue
-        name, colour = ARMS[arm]
-        ax.plot(rows["trial"], 100 * rows["success"], marker=marker, color=colour, label=name)
+        colour = ARMS[arm][1]
+        ax.plot(rows["trial"], 100 * rows["success"], marker=marker, color=colour, label=_name(arm, "sampled"))
         ax.fill_between(
             rows["trial"], 100 * rows["success_low"], 100 * rows["success_high"], color=colour, alpha=0.15, lw=0
         )
@@ -66,16 +80,18 @@ def success_by_trial(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] = 
 
 def arms_compared(summary: pd.DataFrame, ax: plt.Axes, column: str = "success"):
     """One bar per arm with its interval, best on top. `summary`: one split, one mode, one trial."""
-    rows = summary[summary["arm"].isin(ARMS)].sort_values(column)
+    rows = summary[summary["arm"].isin(ARMS)].sort_values(column, kind="stable")
     middle, high = 100 * rows[column], 100 * rows[f"{column}_high"]
     spread = [middle - 100 * rows[f"{column}_low"], high - middle]
-    names, colours = ([ARMS[arm][i] for arm in rows["arm"]] for i in (0, 1))
+    names = [_name(arm, mode) for arm, mode in zip(rows["arm"], rows["mode"], strict=True)]
+    colours = [ARMS[arm][1] for arm in rows["arm"]]
     ax.barh(names, middle, xerr=spread, color=colours, error_kw={"elinewidth": 1, "capsize": 2})
     for y, (value, end) in enumerate(zip(middle, high, strict=True)):
         ax.text(end + 1.5, y, f"{value:.0f}", va="center", color="black", fontsize="small")
     _mark([text for text in ax.get_yticklabels() if text.get_text() == label("retroact")])
     measure = "tasks solved" if column == "success" else "mean reward"
-    ax.set(xlabel=f"{measure} (%), n = {rows['n'].min()}, seeds: {rows['seeds'].min()}", xlim=(0, 105))
+    ax.set(xlabel=f"{measure} (%), n = {rows['n'].min()}, seeds: {rows['seeds'].min()}", xlim=(0, 112))
+    ax.set_xticks(range(0, 101, 20))
     return ax
 
 
@@ -97,12 +113,14 @@ def headline(summary: pd.DataFrame, ax: plt.Axes):
         ax.errorbar(places, middle, yerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         for x, value, end in zip(places, middle, high, strict=True):
             ax.text(x, end + 2, f"{value:.0f}", ha="center", color="black", fontsize="small")
-    ax.set_xticks(range(len(arms)), ["Base model,\nReflexion" if arm == "base" else label(arm) for arm in arms])
+    ax.set_xticks(range(len(arms)), [label(arm) for arm in arms])
     _mark([text for text in ax.get_xticklabels() if text.get_text() == label("retroact")])
     size = f"n = {test['n'].min()}, seeds: {test['seeds'].min()}"
-    ax.set(ylim=(0, 105), xlabel=f"sampled: by trial {trials}; {size}", ylabel="tasks solved (%)")
+    ax.set(ylim=(0, 110), xlabel=f"last trial: {trials}; {size}", ylabel="tasks solved (%)")
+    ax.set_yticks(range(0, 101, 20))
     shades = [Patch(color="#555555", alpha=0.45), Patch(color="#555555")]
-    ax.legend(shades, ["greedy, first trial", "sampled, last trial"], frameon=False, fontsize="small", loc="upper left")
+    modes = ["greedy, first trial", "sampled, by the last trial (base model: Reflexion)"]
+    ax.legend(shades, modes, frameon=False, fontsize="small", loc="upper left")
     return ax
 
 
@@ -120,45 +138,52 @@ def success_by_family(summary: pd.DataFrame, ax: plt.Axes, arms: Sequence[str] =
         y = [j + ((len(arms) - 1) / 2 - i) * 0.25 for j in range(len(families))]
         middle = 100 * rows["success"]
         spread = [middle - 100 * rows["success_low"], 100 * rows["success_high"] - middle]
-        style = {"fmt": MARKERS[i], "elinewidth": 1, "markersize": 4}
-        ax.errorbar(middle, y, xerr=spread, color=ARMS[arm][1], label=label(arm), **style)
+        ax.errorbar(middle, y, xerr=spread, fmt="none", ecolor=ARMS[arm][1], elinewidth=1)
+        ax.plot(middle, y, MARKERS[i], ms=5, color=ARMS[arm][1], label=label(arm))
     counts = summary.groupby("family")["n"].max()
-    ax.set_yticks(range(len(families)), [f"{family} (n = {counts[family]})" for family in families])
+    ax.set_yticks(range(len(families)), [_family(family, counts[family]) for family in families])
     ax.set(xlabel=f"tasks solved (%), seeds: {summary['seeds'].min()}", xlim=(-3, 103))
     ax.legend(frameon=False, fontsize="small", ncols=len(arms), loc="lower center", bbox_to_anchor=(0.5, 1.06))
     return ax
 
 
-def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, ax: plt.Axes):
-    """Success after each epoch: one line for each family of tasks, all tasks in black with their band.
+def _family(family: str, n: int) -> str:
+    return f"{family.replace('_', ' ')} (n = {n})"
 
-    Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch. The lines stand a little
-    apart, so that those of one course can all be seen.
+
+def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, axes: Sequence[plt.Axes]):
+    """Success after each epoch of imitation: all tasks with their band, and each family of tasks as a row of shares.
+
+    Both tables are as `evaluation.summarise` gives them, by epoch and family and by epoch.
     """
-    count, shades = families["family"].nunique(), plt.colormaps["viridis"]
-    for i, (family, rows) in enumerate(families.groupby("family")):
-        style = {"marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1, "color": shades(0.95 * i / max(count - 1, 1))}
-        ax.plot(rows["epoch"] + 0.02 * i, 100 * rows["success"], label=f"{family} (n = {rows['n'].min()})", **style)
-    epoch, n = everything["epoch"], everything["n"].min()
-    ax.plot(epoch, 100 * everything["success"], color="black", lw=2.5, label=f"all (n = {n}), 95 % interval")
-    ax.fill_between(
-        epoch, 100 * everything["success_low"], 100 * everything["success_high"], color="black", alpha=0.1, lw=0
-    )
-    size = f"seeds: {everything['seeds'].min()}"
-    ax.set(xlabel=f"epochs of imitation ({size})", ylabel="validation tasks solved (%)", ylim=(-3, 103))
-    ax.set_xticks(sorted(epoch))
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    return ax
+    epoch, blue = everything["epoch"], ARMS["sft"][1]
+    low, middle, high = (100 * everything[f"success{end}"] for end in ("_low", "", "_high"))
+    axes[0].plot(epoch, middle, marker=MARKERS[1], color=blue)
+    axes[0].fill_between(epoch, low, high, color=blue, alpha=0.15, lw=0)
+    size = f"n = {everything['n'].min()}, seeds: {everything['seeds'].min()}; band: 95 %"
+    axes[0].set(xlabel=f"epoch ({size})", ylabel="validation tasks solved (%)", ylim=(-3, 103), xticks=sorted(epoch))
+
+    share = 100 * families.pivot(index="family", columns="epoch", values="success")
+    counts = families.groupby("family")["n"].max()
+    axes[1].imshow(share, cmap=LinearSegmentedColormap.from_list("", ["white", blue]), vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(share):
+        shade = "white" if value > 90 else "black"
+        axes[1].text(column, row, f"{value:.0f}", ha="center", va="center", color=shade, fontsize="small")
+    axes[1].set_xticks(range(len(share.columns)), share.columns)
+    axes[1].set_yticks(range(len(share)), [_family(family, counts[family]) for family in share.index])
+    axes[1].set(xlabel="epoch", title="tasks solved by family (%)")
+    return axes
 
 
-def training_curve(metrics: pd.DataFrame, ax: plt.Axes, columns: dict[str, str], ylabel: str):
+def training_curve(metrics: pd.DataFrame, ax: plt.Axes, columns: dict[str, str], ylabel: str, arm: str = "sft"):
     """Columns of a run's metrics over its updates; `columns` maps a column to its label. A missing one is left out.
 
-    A single line has its label as the title, several have a legend.
+    A single line has its label as the title, several have a legend. The lines have the colour of the `arm` that they
+    train, and are the thinner the later they stand.
     """
     drawn = {column: name for column, name in columns.items() if column in metrics}
-    for colour, (column, name) in zip(("#0072B2", "#D55E00", "#009E73"), drawn.items(), strict=False):
-        ax.plot(metrics["update"], metrics[column], color=colour, label=name)
+    for i, (column, name) in enumerate(drawn.items()):
+        ax.plot(metrics["update"], metrics[column], color=ARMS[arm][1], lw=1.5 / (i + 1), label=name)
     ax.set(xlabel="update", ylabel=ylabel)
     if len(columns) == 1:
         ax.set_title(next(iter(columns.values())))
@@ -167,9 +192,9 @@ def training_curve(metrics: pd.DataFrame, ax: plt.Axes, columns: dict[str, str],
     return ax
 
 
-def importance_ratios(metrics: pd.DataFrame, axes: Sequence[plt.Axes], eps: float):
+def importance_ratios(metrics: pd.DataFrame, axes: Sequence[plt.Axes], eps: float, arm: str = "retroact"):
     """Ratio with its clip range, share of tokens clipped, and KL to the behaviour policy: three axes."""
-    training_curve(metrics, axes[0], {"ratio_mean": "mean", "ratio_max": "largest"}, "importance ratio")
+    training_curve(metrics, axes[0], {"ratio_mean": "mean", "ratio_max": "largest"}, "importance ratio", arm)
     axes[0].axhspan(1 - eps, 1 + eps, color="#999999", alpha=0.2, lw=0)
     axes[0].set(yscale="log", title="ratio (grey: clip range)")
     axes[0].yaxis.set_major_formatter(ScalarFormatter())
@@ -177,8 +202,8 @@ def importance_ratios(metrics: pd.DataFrame, axes: Sequence[plt.Axes], eps: floa
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(low, high * 1.2)  # above the lines stands the legend
     axes[0].set_yticks([tick for tick in (0.5, 0.7, 1, 1.3, 2, 3, 5, 10, 20, 50, 100) if low <= tick <= high])
-    training_curve(metrics, axes[1], {"clip_fraction": "tokens outside the clip range"}, "share of agent tokens")
-    training_curve(metrics, axes[2], {"kl": "KL estimate to the behaviour policy"}, "nats per token")
+    training_curve(metrics, axes[1], {"clip_fraction": "tokens outside the clip range"}, "share of agent tokens", arm)
+    training_curve(metrics, axes[2], {"kl": "KL estimate to the behaviour policy"}, "nats per token", arm)
     return axes
 
 

@@ -94,7 +94,8 @@ class Run:
         try:
             lock.acquire()
         except Timeout:
-            holder = read_json(self.path / "manifest.json").get("process", "unknown")
+            file = self.path / "manifest.json"
+            holder = read_json(file).get("process") if file.exists() else "of which nothing is known yet"
             raise RuntimeError(
                 f"{self.path} is being made by process {holder}; wait for it, or stop it first."
             ) from None
@@ -117,7 +118,8 @@ class Run:
 
     def finish(self, **summary: Any) -> None:
         """Record the end; the training checkpoint has served."""
-        self.manifest = {**self.manifest, "status": "finished", "ended": _now(), "summary": summary}
+        kept = {name: value for name, value in self.manifest.items() if name != "process"}
+        self.manifest = {**kept, "status": "finished", "ended": _now(), "summary": summary}
         write_json(self.path / "manifest.json", self.manifest)
         (self.path / "state.pt").unlink(missing_ok=True)
         if self._held:

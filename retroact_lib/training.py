@@ -149,6 +149,7 @@ class Trainer:
         self.policy, self.run, self.config, self.updates = policy, run, config, updates
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
 
+        # transformers' schedule begins at 0, so that the first update would change nothing
         def factor(update: int) -> float:
             return min((update + 1) / max(warmup, 1), (updates - update) / max(updates - warmup, 1), 1.0)
 
