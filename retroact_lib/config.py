@@ -62,8 +62,9 @@ class PolicyConfig:
     """The default's name, a local folder, or a hub name."""
     quantize: bool = True
     """NF4 with double quantisation; False keeps the weights as they are (for parity checks)."""
-    compute_dtype: str = "bfloat16"
-    """Data type of the products with the frozen weights: bfloat16, float32 or float16."""
+    compute_dtype: str = "auto"
+    """Data type of the products with the frozen weights: bfloat16, float32, float16, or ``auto``: bfloat16 where the
+    device computes in it, otherwise float32."""
     lora_rank: int = 16
     """r, the rank of an adapter's two factors."""
     lora_alpha: int = 32
@@ -80,7 +81,7 @@ class PolicyConfig:
     """``cpu``, ``cuda``, or ``auto``: CUDA where there is one."""
 
     def __post_init__(self):
-        known = ("bfloat16", "float32", "float16")
+        known = ("auto", "bfloat16", "float32", "float16")
         _require(self.compute_dtype in known, f"compute_dtype is {self.compute_dtype!r}; expected one of {known}.")
         known = ("auto", "cpu", "cuda")
         _require(self.device in known, f"device is {self.device!r}; expected one of {known}.")

@@ -3,8 +3,9 @@
 An episode is written as a plain generator: it yields a `Request` ("read these tokens, then write until ..."), gets a
 `Reply`, talks to its environment, and yields the next one. `decode` runs many such generators in a batch. Each slot
 keeps its own keys and values, so a new observation costs only its own tokens, and a new prompt only what follows its
-first difference from the text before. An episode that ends leaves its slot to a waiting one. The text of an episode
-depends on its own prompt and seed, not on its neighbours (float noise aside).
+first difference from the text before; what the first prompts have in common is read once for all of them. An episode
+that ends leaves its slot to a waiting one. The text of an episode depends on its own prompt and seed, not on its
+neighbours (float noise aside).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from retroact_lib.attention import Kernel, visible
 from retroact_lib.policy import Policy
 
 Result = TypeVar("Result")
@@ -64,6 +66,11 @@ class _Slot:
     draws: np.random.Generator | None = None
     done: bool = True
 
+    @property
+    def position(self) -> int:
+        """Where the next token that it reads belongs."""
+        return len(self.held)
+
     def ask(self, request: Request, adapter: str) -> None:
         if not request.ids:
             raise ValueError("A request needs at least one token to read.")
@@ -73,6 +80,18 @@ class _Slot:
         self.request, self.adapter, self.held, self.pending = request, adapter, text[:known], text[known:]
         self.written, self.logps, self.done = [], [], False
         self.draws = np.random.default_rng(request.seed)
+
+    def take(self, policy: Policy, token: int, logp: float) -> None:
+        """Write a token, and see whether the request is answered."""
+        self.held += self.pending
+        self.pending = [token]
+        self.written.append(token)
+        self.logps.append(logp)
+        self.done = (
+            token in policy.stop_ids
+            or len(self.written) >= self.request.max_new
+            or self.request.stop(policy.decode(self.written))
+        )
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
@@ -107,11 +126,12 @@ def decode(
             group = {place: slot for place, slot in enumerate(active) if slot.adapter == adapter}
             with policy.decoding(adapter):
                 reading = {place: slot for place, slot in group.items() if len(slot.pending) > 1}
+                _share_beginning(policy, cache, reading)
                 for batch in _reading_batches(reading, read_tokens):
                     _advance(policy, cache, batch)
                 writing = {place: slot for place, slot in group.items() if not slot.done}
                 while 4 * sum(slot.done for slot in writing.values()) < len(writing):
-                    _advance(policy, cache, writing)
+                    _advance(policy, cache, writing, policy.tokens_between_looks)
 
 
 def _answer(policy: Policy, slot: _Slot, waiting: deque) -> Iterator[tuple[int, Result]]:
@@ -150,53 +170,85 @@ def _reading_batches(slots: dict[int, _Slot], read_tokens: int) -> Iterator[dict
         yield batch
 
 
-def _advance(policy: Policy, cache: _SlotCache, slots: dict[int, _Slot]) -> None:
-    """Let `slots`, by their places in the cache, read what they have pending and write one token.
+def _share_beginning(policy: Policy, cache: _SlotCache, reading: dict[int, _Slot]) -> None:
+    """Where several slots begin from nothing, let the first read its prompt, and the others copy what is the same."""
+    new = {place: slot for place, slot in reading.items() if not slot.held}
+    if len(new) < 2:
+        return
+    (leader, first), *others = new.items()
+    _advance(policy, cache, {leader: first})
+    reading.pop(leader)
+    for place, slot in others:
+        known = min(_common_prefix(first.held, slot.pending), len(slot.pending) - 1)
+        cache.copy(leader, place, known)
+        slot.held, slot.pending = slot.pending[:known], slot.pending[known:]
 
-    Slots that are done take part without effect: what they leave in the cache lies behind their text.
+
+def _advance(policy: Policy, cache: _SlotCache, slots: dict[int, _Slot], count: int = 1) -> None:
+    """Let `slots`, by their places in the cache, read what they have pending and write `count` tokens.
+
+    Texts to read end together: a shorter one begins with its first token several times, at the same position, which
+    writes the same keys and values again. Slots that are done take part without effect: what they leave in the cache
+    lies behind their text. What is written after a slot is done is dropped.
     """
     width = max(1 if slot.done else len(slot.pending) for slot in slots.values())
-    ids_BW = torch.zeros(len(slots), width, dtype=torch.long)
-    for b, slot in enumerate(slots.values()):
-        if not slot.done:
-            ids_BW[b, : len(slot.pending)] = torch.tensor(slot.pending)
-    start_B = torch.tensor([len(slot.held) for slot in slots.values()])
-    position_BW = start_B[:, None] + torch.arange(width)
-    hidden_BWD = policy.body(
-        input_ids=ids_BW.to(policy.device),
-        position_ids=position_BW.to(policy.device),
-        attention_mask=cache.prepare(list(slots), position_BW),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    live = [(b, slot) for b, slot in enumerate(slots.values()) if not slot.done]
-    last = [len(slot.pending) - 1 for _, slot in live]
-    logits_NV = policy.logits(hidden_BWD[[b for b, _ in live], last])
-    _write(policy, [slot for _, slot in live], logits_NV)
+    ids, positions = [], []
+    for slot in slots.values():
+        pending = [0] if slot.done else slot.pending
+        spare = width - len(pending)
+        ids.append(pending[:1] * spare + pending)
+        positions.append([slot.position] * spare + list(range(slot.position, slot.position + len(pending))))
+    ids_BW = torch.tensor(ids, device=policy.device)
+    position_BW = torch.tensor(positions, device=policy.device)
+    length = 1 + max(row[-1] for row in positions)
+    draw = _Sampler(list(slots.values()), count, policy.device)
+    written = []
+    for step in range(count):
+        layout = cache.prepare(list(slots), position_BW, length + step)
+        token_B, logp_B = draw(policy.logits(ids_BW, position_BW, layout, cache)[:, -1], step)
+        written.append(torch.stack([token_B.double(), logp_B.double()]))
+        ids_BW, position_BW = token_B[:, None], position_BW[:, -1:] + 1
+    for tokens, logps in torch.stack(written).tolist():  # the one wait for the device
+        for slot, token, logp in zip(slots.values(), tokens, logps, strict=True):
+            if not slot.done:
+                slot.take(policy, int(token), logp)
 
 
-def _write(policy: Policy, slots: list[_Slot], logits_NV: torch.Tensor) -> None:
-    """Draw each slot's next token by inverse transform sampling, and see which slots are done."""
-    temperature_N = torch.tensor([slot.request.temperature for slot in slots], device=logits_NV.device)
-    draw_N = torch.tensor([slot.draws.random() for slot in slots], dtype=torch.float64, device=logits_NV.device)
-    logp_NV = torch.log_softmax(logits_NV, dim=-1)
-    token_N = logits_NV.argmax(-1)
-    if (temperature_N > 0).any():
-        sharp_NV = logits_NV / temperature_N.clamp(min=1e-6)[:, None]
-        mass_NV = torch.softmax(sharp_NV, dim=-1).cumsum(-1, dtype=torch.float64)
-        drawn_N = torch.searchsorted(mass_NV, draw_N[:, None] * mass_NV[:, -1:], right=True)[:, 0]
-        token_N = torch.where(temperature_N > 0, drawn_N.clamp(max=logits_NV.shape[-1] - 1), token_N)
-    logp_N = logp_NV.gather(1, token_N[:, None])[:, 0]
-    for slot, token, logp in zip(slots, token_N.tolist(), logp_N.tolist(), strict=True):
-        slot.held += slot.pending
-        slot.pending = [token]
-        slot.written.append(token)
-        slot.logps.append(logp)
-        slot.done = (
-            token in policy.stop_ids
-            or len(slot.written) >= slot.request.max_new
-            or slot.request.stop(policy.decode(slot.written))
-        )
+class _Sampler:
+    """Draws the next token of each slot by inverse transform sampling, with the slot's own random numbers."""
+
+    def __init__(self, slots: list[_Slot], count: int, device: torch.device):
+        temperatures = [0.0 if slot.done else slot.request.temperature for slot in slots]
+        self.warm = any(temperatures)
+        self.temperature_B1 = torch.tensor(temperatures, device=device)[:, None]
+        draws = [[0.0] * count if slot.done or not self.warm else slot.draws.random(count).tolist() for slot in slots]
+        self.draw_BC = torch.tensor(draws, dtype=torch.float64, device=device)
+
+    def __call__(self, logits_BV: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B] and their natural log-probs at temperature 1 [B], for float32 logits."""
+        token_B = logits_BV.argmax(-1)
+        if self.warm:
+            mass_BV = torch.softmax(logits_BV / self.temperature_B1.clamp(min=1e-6), dim=-1)
+            drawn_B = _inverse(mass_BV, self.draw_BC[:, step])
+            token_B = torch.where(self.temperature_B1[:, 0] > 0, drawn_B, token_B)
+        return token_B, logits_BV.gather(1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+
+
+def _inverse(mass_BV: torch.Tensor, draw_B: torch.Tensor, block: int = 256) -> torch.Tensor:
+    """For each row the first place at which the sum of its masses exceeds `draw` times their total; `draw` in [0, 1).
+
+    Summed in float64, block by block first, which is far less to sum than token by token.
+    """
+    size = mass_BV.shape[1]
+    mass_BNM = torch.nn.functional.pad(mass_BV, (0, -size % block)).unflatten(1, (-1, block))
+    before_BN = mass_BNM.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted_B1 = draw_B[:, None] * before_BN[:, -1:]
+    block_B = torch.searchsorted(before_BN, wanted_B1, right=True)[:, 0].clamp(max=before_BN.shape[1] - 1)
+    row_B = torch.arange(len(mass_BV), device=mass_BV.device)
+    begin_B1 = torch.where(block_B > 0, before_BN[row_B, block_B - 1], 0)[:, None]
+    within_BM = mass_BNM[row_B, block_B].cumsum(-1, dtype=torch.float64)
+    place_B = torch.searchsorted(within_BM, wanted_B1 - begin_B1, right=True)[:, 0].clamp(max=block - 1)
+    return (block_B * block + place_B).clamp(max=size - 1)
 
 
 class _SlotCache(Cache):
@@ -204,62 +256,78 @@ class _SlotCache(Cache):
 
     def __init__(self, policy: Policy, places: int):
         layers = policy.causal_lm.config.get_text_config().num_hidden_layers
-        super().__init__(layers=[_SlotLayer(places) for _ in range(layers)])
-        self.dtype, self.device = policy.head.weight.dtype, policy.device
+        super().__init__(layers=[_SlotLayer(places, policy.compute_dtype) for _ in range(layers)])
+        self.device = policy.device
 
-    def prepare(self, places: list[int], position_BW: torch.Tensor) -> torch.Tensor:
-        """Say which slots the next pass is for and where its tokens go; returns its mask [B, 1, W, S], 0 or lowest."""
-        length = int(position_BW.max()) + 1
+    def prepare(self, places: list[int], position_BW: torch.Tensor, length: int) -> _Pass:
+        """Say which slots the next pass is for and where its tokens go, all before `length`."""
         whole = places == list(range(len(places)))
-        now = _Pass(torch.tensor(places, device=self.device), position_BW.to(self.device), length, whole)
+        now = _Pass(torch.tensor(places, device=self.device), position_BW, length, whole)
         for layer in self.layers:
             layer.now = now
-        unseen_BWS = torch.arange(length) > position_BW[:, :, None]
-        mask_BWS = torch.zeros(unseen_BWS.shape, dtype=self.dtype).masked_fill(unseen_BWS, torch.finfo(self.dtype).min)
-        return mask_BWS[:, None].to(self.device)
+        return now
 
-    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copy a slot to another place."""
+        self.copy(source, target, self.layers[0].capacity)
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a slot to another place."""
         for layer in self.layers:
-            for store_PHSD in (layer.keys, layer.values):
-                if store_PHSD is not None:
-                    store_PHSD[target] = store_PHSD[source]
+            for store_PGSD in (layer.keys, layer.values):
+                if store_PGSD is not None:
+                    store_PGSD[target, :, :length] = store_PGSD[source, :, :length]
 
 
 @dataclass(frozen=True)
 class _Pass:
+    """One pass over some slots, and the layout of its attention: a query sees its slot up to its own position."""
+
     place_B: torch.Tensor
     position_BW: torch.Tensor
     length: int  # positions that the pass may look at
     whole: bool  # the places are 0, 1, ...: they can be looked at without a copy
+    masks: dict[tuple, torch.Tensor] = field(default_factory=dict)
+
+    def attend(self, kernel: Kernel, query_BHWD, key_BGSD, value_BGSD):
+        name = (kernel.window, query_BHWD.dtype)
+        if name not in self.masks:
+            key_S = torch.arange(self.length, device=self.position_BW.device)
+            self.masks[name] = visible(self.position_BW, key_S, *name)
+        return kernel(query_BHWD, key_BGSD, value_BGSD, self.masks[name])
 
 
 class _SlotLayer(DynamicLayer):
-    """One layer's keys and values, [places, heads, positions, size] each."""
+    """One layer's keys and values, [places, heads, positions, size] each, in the data type of the products."""
 
     now: _Pass
 
-    def __init__(self, places: int):
+    def __init__(self, places: int, dtype: torch.dtype):
         super().__init__()
-        self.places = places
+        self.places, self.dtype = places, dtype
 
-    def update(self, key_BHWD: torch.Tensor, value_BHWD: torch.Tensor, *args, **kwargs):
-        self.keys = self._put(self.keys, key_BHWD)
-        self.values = self._put(self.values, value_BHWD)
+    @property
+    def capacity(self) -> int:
+        """Positions that there is memory for."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def update(self, key_BGWD: torch.Tensor, value_BGWD: torch.Tensor, *args, **kwargs):
+        self.keys, self.values = self._put(self.keys, key_BGWD), self._put(self.values, value_BGWD)
         return self._get(self.keys), self._get(self.values)
 
-    def _put(self, store_PHSD: torch.Tensor | None, new_BHWD: torch.Tensor) -> torch.Tensor:
-        held = 0 if store_PHSD is None else store_PHSD.shape[2]
+    def _put(self, store_PGSD: torch.Tensor | None, new_BGWD: torch.Tensor) -> torch.Tensor:
+        held = 0 if store_PGSD is None else store_PGSD.shape[2]
         if self.now.length > held:  # grows in large steps: touching new memory is slow
+            _, groups, _, size = new_BGWD.shape
             capacity = -(-self.now.length // 256) * 256
-            grown_PHSD = new_BHWD.new_zeros(self.places, new_BHWD.shape[1], capacity, new_BHWD.shape[3])
-            if store_PHSD is not None:
-                grown_PHSD[:, :, :held] = store_PHSD
-            store_PHSD = grown_PHSD
-        store_PHSD[self.now.place_B[:, None], :, self.now.position_BW] = new_BHWD.transpose(1, 2)
-        return store_PHSD
+            grown_PGSD = new_BGWD.new_zeros(self.places, groups, capacity, size, dtype=self.dtype)
+            if store_PGSD is not None:
+                grown_PGSD[:, :, :held] = store_PGSD
+            store_PGSD = grown_PGSD
+        store_PGSD[self.now.place_B[:, None], :, self.now.position_BW] = new_BGWD.transpose(1, 2).to(self.dtype)
+        return store_PGSD
 
-    def _get(self, store_PHSD: torch.Tensor) -> torch.Tensor:
-        held_PHSD = store_PHSD[:, :, : self.now.length]
-        return held_PHSD[: len(self.now.place_B)] if self.now.whole else held_PHSD[self.now.place_B]
+    def _get(self, store_PGSD: torch.Tensor) -> torch.Tensor:
+        held_PGSD = store_PGSD[:, :, : self.now.length]
+        return held_PGSD[: len(self.now.place_B)] if self.now.whole else held_PGSD[self.now.place_B]

@@ -23,6 +23,7 @@ from retroact_lib.authors import read_authors_file
 from retroact_lib.config import RLConfig
 from retroact_lib.envs.base import Env
 from retroact_lib.files import write_text
+from retroact_lib.packing import packed_tokens
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Trajectory, Trial, reflector_reward
 
@@ -170,9 +171,8 @@ def render(policy: Policy, example: Example) -> str:
 
 @dataclass
 class Batch:
-    """Examples of one role, padded on the right. `behaviour_logp_BT` is None for imitation."""
+    """Examples padded on the right. `behaviour_logp_BT` is None for imitation."""
 
-    role: str
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     reward_B: torch.Tensor
@@ -183,12 +183,9 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
-    """Ragged examples of one role as one padded batch."""
+    """Ragged examples as one padded batch."""
     if not examples:
         raise ValueError("There are no examples to collate.")
-    roles = {example.role for example in examples}
-    if len(roles) != 1:
-        raise ValueError(f"A batch holds one role; these examples have {sorted(roles)}.")
     longest = max(len(example.ids) for example in examples)
 
     def padded(lists, fill, dtype):
@@ -196,7 +193,6 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
 
     scored = examples[0].behaviour_logp is not None
     return Batch(
-        role=roles.pop(),
         ids_BT=padded([e.ids for e in examples], pad_id, torch.long),
         mask_BT=padded([e.mask for e in examples], 0, torch.float32),
         reward_B=torch.tensor([e.reward for e in examples], dtype=torch.float32, device=device),
@@ -204,16 +200,16 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
     )
 
 
-def micro_batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[int]]:
-    """Split examples into groups of one role and like length, at most `batch_tokens` tokens each, padding included.
+def micro_batches(examples: Sequence[Example], batch_tokens: int, apart: bool = False) -> Iterator[list[int]]:
+    """Split examples into groups that share their beginnings, at most `batch_tokens` tokens each once they are packed.
 
-    Yields positions in `examples`; a single longer example is a group of its own.
+    Yields positions in `examples`; a single longer example is a group of its own. `apart` keeps the roles apart.
     """
     group: list[int] = []
-    order = sorted(range(len(examples)), key=lambda i: (examples[i].role, len(examples[i].ids)))
-    for i in order:
-        other_role = group and examples[group[0]].role != examples[i].role
-        if group and (other_role or (len(group) + 1) * len(examples[i].ids) > batch_tokens):
+    for i in sorted(range(len(examples)), key=lambda i: (apart and examples[i].role, examples[i].ids)):
+        other_role = apart and group and examples[group[0]].role != examples[i].role
+        rows = [examples[j].ids for j in (*group, i)]
+        if group and (other_role or packed_tokens(rows) > batch_tokens):
             yield group
             group = []
         group.append(i)

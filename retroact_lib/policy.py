@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -22,50 +22,18 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.utils import logging as hf_logging
 
-from retroact_lib import checkpoints, prompts
+from retroact_lib import attention, checkpoints, prompts
 from retroact_lib.config import PolicyConfig
+from retroact_lib.layers import AdaptedLinear, Float32Head, MergedLinear
+from retroact_lib.packing import pack
 
 ROLES = ("planner", "reflector")
 SHARED_ADAPTER = "default"
 """peft's own default name, so that `PeftModel.from_pretrained(base, folder)` finds the shared adapter."""
-
-
-GROUPED_ATTENTION = "grouped_sdpa"
-"""Name under which transformers knows `grouped_attention`."""
-
-
-def grouped_attention(module, query_BHWD, key_BGSD, value_BGSD, attention_mask, scaling=None, **kwargs):
-    """Scaled dot-product attention in which the H / G query heads of a key head stand in line: nothing is copied.
-
-    Same result as transformers' own, which for a masked text writes every key and value H / G times before it reads
-    them once. PyTorch's ``enable_gqa`` rounds otherwise, by 4e-7, which in bfloat16 changes some greedy episodes.
-    Returns [B, W, H, D] and no weights.
-    """
-    batch, heads, width, size = query_BHWD.shape
-    groups = key_BGSD.shape[1]
-    if attention_mask is None or groups == heads or kwargs.get("dropout"):
-        return sdpa_attention_forward(
-            module, query_BHWD, key_BGSD, value_BGSD, attention_mask, scaling=scaling, **kwargs
-        )
-    mask_BGLS = attention_mask.repeat(1, 1, heads // groups, 1)
-    query_BGLD = query_BHWD.reshape(batch, groups, -1, size)
-    out_BGLD = F.scaled_dot_product_attention(query_BGLD, key_BGSD, value_BGSD, attn_mask=mask_BGLS, scale=scaling)
-    return out_BGLD.reshape(batch, heads, width, size).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
-AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
 def device_of(config: PolicyConfig) -> torch.device:
@@ -75,20 +43,37 @@ def device_of(config: PolicyConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def compute_dtype(config: PolicyConfig) -> torch.dtype:
+    """The data type of the products with the frozen weights on this machine.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16: with AVX2 alone a product takes 6 times as long as in float32,
+    and its backward pass 80 times.
+    """
+    if config.compute_dtype != "auto":
+        return getattr(torch, config.compute_dtype)
+    if device_of(config).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = has.get("avx512_bf16") or has.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
 class Policy:
     """Tokenizer, frozen 4-bit base, trainable LoRA adapters."""
 
     def __init__(self, model, tokenizer, config: PolicyConfig, device: torch.device):
         self.model, self.tokenizer, self.config, self.device = model, tokenizer, config, device
         self.causal_lm = model.get_base_model()
-        self.body = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        self.compute_dtype = compute_dtype(config)
+        self.tokens_between_looks = 8 if device.type == "cuda" else 1
+        """Tokens that the decoder writes before it looks at them: each look waits for the device."""
+        self._merged: dict[str, tuple[list[int], dict[torch.nn.Module, MergedLinear]]] = {}
+        for layer in self._linear_layers():
+            layer.forward = AdaptedLinear(layer)
         self.head = self.causal_lm.get_output_embeddings()
-        self._merged: dict[str, tuple[list[int], dict[torch.nn.Module, _DenseLayer]]] = {}
-        for layer in model.modules():
-            if isinstance(layer, Linear4bit):
-                # Where a CPU has AVX512-BF16, the first forward without gradients would pack the weights into a form
-                # that has no backward.
-                layer.support_avx512bf16_for_cpu = False
+        if self.head.weight.dtype != torch.float32:
+            self.head.forward = Float32Head(self.head)
         model.eval()
 
     @classmethod
@@ -99,7 +84,7 @@ class Policy:
         """
         device = device_of(config)
         use_cuda = device.type == "cuda"
-        compute = getattr(torch, config.compute_dtype)
+        compute = compute_dtype(config)
         # On the CPU the residual stream stays float32: faster there, and the log-probs are cleaner.
         outer = compute if use_cuda else torch.float32
         if device.type == "cpu":
@@ -127,8 +112,8 @@ class Policy:
                 f"Cannot load the checkpoint {config.checkpoint!r}: expected the default {checkpoints.DEFAULT!r}, a "
                 f"folder with config.json, or a hub name that can be reached ({str(error).splitlines()[0]})."
             ) from error
-        if device.type == "cpu" and base.config._attn_implementation == "sdpa":
-            base.set_attn_implementation(GROUPED_ATTENTION)
+        _refuse_unknown(base, config.checkpoint)
+        base.set_attn_implementation(attention.NAME)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         base.requires_grad_(False)
@@ -196,6 +181,11 @@ class Policy:
             raise ValueError(f"Unknown role {role!r}; expected one of {ROLES}.")
         return role if self.config.separate_adapters else SHARED_ADAPTER
 
+    @property
+    def roles_apart(self) -> bool:
+        """Whether planner and reflector have an adapter each, so that no pass can serve both."""
+        return self.config.separate_adapters
+
     def select(self, adapter: str) -> None:
         """Make `adapter` the one that acts; the others keep their gradients switched on."""
         if self.model.active_adapter != adapter:
@@ -254,18 +244,37 @@ class Policy:
         (b, t) is log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
         """
         self.select(self.adapter(role))
-        hidden_BTD = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
-        wanted_BT = mask_BT[:, 1:].bool()
-        logits_NV = self.logits(hidden_BTD[:, :-1][wanted_BT])
-        logp_N = -F.cross_entropy(logits_NV, ids_BT[:, 1:][wanted_BT], reduction="none")
         logp_BT = torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device)
-        logp_BT[:, 1:][wanted_BT] = logp_N
+        wanted_BT = mask_BT.bool()
+        if not wanted_BT.any():
+            return logp_BT
+        packed = pack(ids_BT, wanted_BT)
+        logits_KV = self.logits(
+            packed.ids_N[None], packed.layout.positions(), packed.layout, logits_to_keep=packed.predictor_K
+        )[0]
+        logp_BT[wanted_BT] = -F.cross_entropy(logits_KV, ids_BT[wanted_BT], reduction="none")
         return logp_BT
 
-    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Hidden states [N, D] on the vocabulary [N, V], computed in float32 whatever the model's data type."""
-        bias = None if self.head.bias is None else self.head.bias.float()
-        return F.linear(hidden_ND.float(), self.head.weight.float(), bias)
+    def logits(
+        self,
+        ids_BW: torch.Tensor,
+        position_BW: torch.Tensor,
+        layout: attention.Layout,
+        cache: Cache | None = None,
+        logits_to_keep: int | torch.Tensor = 1,
+    ) -> torch.Tensor:
+        """The model's own logits, float32, at the places `logits_to_keep`: the last so many, or these [K].
+
+        Returns [B, K, V], or [1, K, V] for one line of tokens.
+        """
+        return self.causal_lm(
+            input_ids=ids_BW,
+            position_ids=position_BW,
+            attention_mask=attention.as_mask(layout, ids_BW.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=logits_to_keep,
+        ).logits.float()
 
     # -- training and decoding ----------------------------------------------------------------------------------
 
@@ -285,54 +294,60 @@ class Policy:
 
     @contextmanager
     def decoding(self, adapter: str) -> Iterator[None]:
-        """Inside, no gradients and `adapter` acts; on the CPU merged into dense weights W + (alpha / r) B A.
+        """Inside, no gradients and `adapter` acts; merged into dense weights W + (alpha / r) B A where they fit.
 
         One dense product is faster than a 4-bit one and the adapter's two, for the memory of a dense copy (in the
         compute data type) of the linear layers. The 4-bit weights themselves are not touched.
         """
         self.select(adapter)
-        merged = self._merged_layers(adapter) if self.device.type == "cpu" else {}
+        merged = self._merged_layers(adapter) if self._merging_fits() else {}
+        adapted = {layer: layer.forward for layer in merged}
         for layer, dense in merged.items():
             layer.forward = dense
         try:
             with torch.inference_mode():
                 yield
         finally:
-            for layer in merged:
-                del layer.forward
+            for layer, forward in adapted.items():
+                layer.forward = forward
 
     def _merged_layers(self, adapter: str) -> dict[torch.nn.Module, _DenseLayer]:
         """The linear layers and their dense stand-ins, made anew when the adapter has changed."""
         version = [p._version for name, p in self.named_parameters() if f".{adapter}." in name]
         if self._merged.get(adapter, (None,))[0] != version:
             self._merged.pop(adapter, None)
-            dtype = getattr(torch, self.config.compute_dtype)
-            self._merged[adapter] = version, {m: _DenseLayer(m, adapter, dtype) for m in self._linear_layers()}
+            layers = {m: MergedLinear(m, adapter, self.compute_dtype) for m in self._linear_layers()}
+            if self.device.type == "cpu" and self.head.weight.dtype == torch.float32:
+                layers[self.head] = MergedLinear(self.head)
+            self._merged[adapter] = version, layers
         return self._merged[adapter][1]
 
+    def _merging_fits(self) -> bool:
+        """Whether dense weights take at most half of the card's free memory. A CPU has them."""
+        if self.device.type == "cpu" or self._merged:
+            return True
+        weights = sum(m.in_features * m.out_features for m in self._linear_layers())
+        return 2 * weights * self.compute_dtype.itemsize <= torch.cuda.mem_get_info(self.device)[0]
+
     def _linear_layers(self) -> list[torch.nn.Module]:
-        """Every adapted layer, and every 4-bit layer that has no adapter."""
-        adapted = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        """Every adapted linear layer, and every 4-bit layer that has no adapter."""
+        layers = (m for m in self.model.modules() if isinstance(m, LoraLayer))
+        adapted = [layer for layer in layers if isinstance(layer.base_layer, torch.nn.Linear)]
         wrapped = {layer.base_layer for layer in adapted}
         return adapted + [m for m in self.model.modules() if isinstance(m, Linear4bit) and m not in wrapped]
 
 
-class _DenseLayer:
-    """What a linear layer and its adapter compute, as one matrix."""
-
-    @torch.no_grad()
-    def __init__(self, layer: torch.nn.Module, adapter: str, dtype: torch.dtype):
-        base = layer.base_layer if isinstance(layer, LoraLayer) else layer
-        weight_OI = base.weight.data
-        if isinstance(base, Linear4bit):
-            weight_OI = dequantize_4bit(weight_OI, base.weight.quant_state)
-        if isinstance(layer, LoraLayer):
-            weight_OI = weight_OI.float() + layer.get_delta_weight(adapter).float()
-        self.weight_OI = weight_OI.to(dtype)
-        self.bias_O = None if base.bias is None else base.bias.to(dtype)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self.weight_OI.dtype), self.weight_OI, self.bias_O).to(x.dtype)
+def _refuse_unknown(model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError for a model whose packed rows or cached slots would not be what it computes itself."""
+    shape = model.config.get_text_config()
+    strange = set(getattr(shape, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if strange or model._is_stateful or not model._supports_attention_backend or not keeps:
+        why = f"has layers of type {', '.join(sorted(strange))}" if strange else "computes attention in a way of its own"
+        raise ValueError(
+            f"The checkpoint {name!r} is a {type(model).__name__}, which {why}; expected a causal transformer whose "
+            "layers have full or sliding attention."
+        )
 
 
 def _keep_freed_memory() -> None:

@@ -21,7 +21,7 @@ from retroact_lib.config import ABLATIONS, PolicyConfig, RolloutConfig, StudyCon
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.evaluation import outcomes
 from retroact_lib.files import digest_of, replace_folder
-from retroact_lib.policy import Policy
+from retroact_lib.policy import Policy, compute_dtype
 from retroact_lib.progress import bar
 from retroact_lib.rollout import rollouts
 from retroact_lib.runs import Run, give_back_memory, stage_digest
@@ -366,7 +366,7 @@ def _shared_model(config: PolicyConfig, seed: int) -> tuple[Policy, dict]:
 def _policy(config: StudyConfig) -> dict:
     found = checkpoints.resolve(config.policy.checkpoint)
     version = {"checkpoint_digest": found.digest, "checkpoint_format": checkpoints.FORMAT}
-    return {**asdict(config.policy), **version}
+    return {**asdict(config.policy), "compute_dtype": str(compute_dtype(config.policy)), **version}
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:

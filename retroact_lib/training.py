@@ -109,10 +109,10 @@ def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> lis
     The sampler's own log-probs come from a faster kernel; the difference would pass for a policy change.
     """
     scored: list[Example] = list(examples)
-    for group in progress(list(micro_batches(examples, batch_tokens)), "Scoring", "batch"):
+    for group in progress(list(micro_batches(examples, batch_tokens, policy.roles_apart)), "Scoring", "batch"):
         batch = collate([examples[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
         with torch.no_grad():
-            logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role).cpu()
+            logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, examples[group[0]].role).cpu()
         for b, i in enumerate(group):
             scored[i] = replace(examples[i], behaviour_logp=logp_BT[b, : len(examples[i].ids)].tolist())
     return scored
@@ -176,19 +176,27 @@ class Trainer:
         start, tokens, agent_tokens = time.perf_counter(), 0, 0
         metrics: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for term in terms:
-            with self.policy.training(term.dropout):
-                for group in micro_batches(term.examples, self.config.batch_tokens):
-                    part = [term.examples[i] for i in group]
-                    batch = collate(part, self.policy.tokenizer.pad_token_id, self.policy.device)
-                    share = len(batch) / len(term.examples)
-                    logp_BT = self.policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)
-                    loss, seen = term.loss(logp_BT, batch)
-                    (share * loss).backward()
-                    tokens += sum(len(example.ids) for example in part)
+        for dropout, together in self._passes(terms):
+            rows = [(term, example) for term in together for example in term.examples]
+            shown = [example for _, example in rows]
+            with self.policy.training(dropout):
+                for group in micro_batches(shown, self.config.batch_tokens, self.policy.roles_apart):
+                    batch = self._collate([shown[i] for i in group])
+                    logp_BT = self.policy.log_probs(batch.ids_BT, batch.mask_BT, shown[group[0]].role)
+                    losses_of_terms = []
+                    for term in together:
+                        own = [b for b, i in enumerate(group) if rows[i][0] is term]
+                        if not own:
+                            continue
+                        part = self._collate([shown[group[b]] for b in own])
+                        loss, seen = term.loss(logp_BT[own, : part.ids_BT.shape[1]], part)
+                        share = len(own) / len(term.examples)
+                        losses_of_terms.append(share * loss)
+                        for name, value in {"loss": float(loss.detach()), **seen}.items():
+                            metrics[name] = metrics.get(name, 0.0) + share * value
+                    sum(losses_of_terms).backward()
+                    tokens += sum(len(shown[i].ids) for i in group)
                     agent_tokens += int(batch.mask_BT.sum())
-                    for name, value in {"loss": float(loss.detach()), **seen}.items():
-                        metrics[name] = metrics.get(name, 0.0) + share * value
         if not math.isfinite(metrics["loss"]):
             raise RuntimeError(f"Update {self.position + 1} of {self.run.path.name}: the loss is not finite.")
         self._check_gradients({example.role for term in terms for example in term.examples})
@@ -208,6 +216,16 @@ class Trainer:
         )
         if self.position % self.config.save_every == 0 and self.position < self.updates:
             self.save()
+
+    def _passes(self, terms: Sequence[Term]) -> list[tuple[bool, list[Term]]]:
+        """Terms that one pass can serve: all of them, unless some want dropout and others do not."""
+        if not self.policy.config.lora_dropout:
+            return [(False, list(terms))]
+        passes = [(dropout, [term for term in terms if term.dropout is dropout]) for dropout in (False, True)]
+        return [(dropout, together) for dropout, together in passes if together]
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        return collate(examples, self.policy.tokenizer.pad_token_id, self.policy.device)
 
     def save(self) -> None:
         self.run.save_state(

@@ -38,7 +38,7 @@ def gradient(policy, row):
     batch = collate([row], policy.tokenizer.pad_token_id, policy.device)
     for parameter in policy.parameters():
         parameter.grad = None
-    loss = losses.imitation_loss(policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role), batch.mask_BT)
+    loss = losses.imitation_loss(policy.log_probs(batch.ids_BT, batch.mask_BT, "planner"), batch.mask_BT)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), float(loss.detach())
 
@@ -60,7 +60,7 @@ def test_decoding_leaves_the_frozen_weights_as_they_were(policy, rows):
     linear = next(m for m in policy.model.modules() if isinstance(m, Linear4bit))
     before, (first, _) = linear.weight.data.clone(), gradient(policy, rows[0])
     with policy.decoding("default"):
-        policy.body(input_ids=torch.tensor([rows[0].ids]))
+        policy.causal_lm(input_ids=torch.tensor([rows[0].ids]))
     second, _ = gradient(policy, rows[0])
     assert torch.equal(linear.weight.data, before) and torch.equal(first, second) and first.norm() > 0
 
@@ -109,7 +109,7 @@ def test_in_bfloat16_log_probs_are_float32_and_the_ratio_is_one_on_average(confi
     assert metrics["ratio_mean"] == pytest.approx(1, abs=max(1e-3, 3 * error)) and metrics["kl"] < 1e-3
     batch = collate(rows[:1], policy.tokenizer.pad_token_id, policy.device)
     with torch.no_grad():
-        logp = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)[batch.mask_BT.bool()]
+        logp = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")[batch.mask_BT.bool()]
     assert logp.dtype == torch.float32
     assert (logp != logp.bfloat16().float()).float().mean() > 0.9, "computed in float32, not only stored so"
 

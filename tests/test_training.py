@@ -6,14 +6,15 @@ import math
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from retroact_lib import losses, training
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
 from retroact_lib.decoding import Request, _reading_batches, _Slot, decode
 from retroact_lib.examples import Example, collate, micro_batches
-from retroact_lib.policy import Policy, grouped_attention
+from retroact_lib.packing import pack, packed_tokens
+from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
 
 EXACT = dict(compute_dtype="float32", lora_rank=4, lora_alpha=8)
@@ -52,7 +53,7 @@ def gradients(policy, rows, batches):
         parameter.grad = None
     for group in batches:
         batch = collate([rows[i] for i in group], policy.tokenizer.pad_token_id, policy.device)
-        logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, batch.role)
+        logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
         (losses.imitation_loss(logp_BT, batch.mask_BT) * len(group) / len(rows)).backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
@@ -67,19 +68,82 @@ def test_ragged_batch_equals_batch_of_one(policy):
     torch.testing.assert_close(in_groups, one_by_one, rtol=1e-4, atol=1e-6)
 
 
-def test_padding_prompt_and_observation_positions_get_exactly_no_gradient(policy):
+def test_only_what_predicts_an_agent_token_gets_a_gradient(policy):
     rows = some_examples()
     batch = collate(rows, policy.tokenizer.pad_token_id, policy.device)
-    seen = {}
-    hook = policy.body.register_forward_hook(
+    packed, seen = pack(batch.ids_BT, batch.mask_BT.bool()), {}
+    hook = policy.causal_lm.model.register_forward_hook(
         lambda _m, _i, output: (output.last_hidden_state.retain_grad(), seen.update(h=output.last_hidden_state))[0]
     )
     logp_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
     hook.remove()
     losses.imitation_loss(logp_BT, batch.mask_BT).backward()
-    reached = seen["h"].grad.abs().sum(-1)[:, :-1] > 0  # position t predicts token t + 1
-    assert torch.equal(reached, batch.mask_BT[:, 1:].bool())
+    reached = (seen["h"].grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist()
+    assert reached == sorted(set(packed.predictor_K.tolist())) and len(reached) == batch.mask_BT.sum()
     assert (logp_BT[batch.mask_BT == 0] == 0).all()
+
+
+# -- rows in one line -----------------------------------------------------------------------------------------------
+
+
+def rows_that_overlap():
+    """Three tasks under one instruction: a trial with its reflection, the same trial again, two others."""
+    instruction, trial = list(range(100, 120)), [7, 8, 9, 10, 11, 12]
+    failed = Example("planner", instruction + trial, [0] * 21 + [1, 1, 0, 1, 1], reward=0.5)
+    looked_back = Example("reflector", failed.ids + [20, 21, 22, 23], [0] * 27 + [1, 1, 1], reward=0.7)
+    others = [
+        Example("planner", instruction + [first, 30, 31, 32], [0] * 22 + [1, 1], reward=1.0) for first in (50, 51)
+    ]
+    return [others[0], failed, looked_back, others[1], failed]
+
+
+def test_rows_in_one_line_share_their_beginning_and_hold_one_another():
+    rows = rows_that_overlap()
+    batch = collate(rows, 0, torch.device("cpu"))
+    packed = pack(batch.ids_BT, batch.mask_BT.bool())
+    assert packed.layout.shared == 20 and packed.layout.rests == [3, 9, 3]  # the last token of a row is never read
+    assert len(packed.ids_N) == 20 + 3 + 9 + 3 == packed_tokens([row.ids for row in rows]) - 3
+    position_N = packed.layout.positions()[0]
+    row_K, token_K = batch.mask_BT.nonzero(as_tuple=True)
+    for row, token, place in zip(row_K.tolist(), token_K.tolist(), packed.predictor_K.tolist(), strict=True):
+        assert position_N[place] == token - 1 and packed.ids_N[place] == rows[row].ids[token - 1]
+    alone = pack(batch.ids_BT[:1], batch.mask_BT[:1].bool())
+    assert alone.layout.shared == 0 and alone.layout.rests == [23] and packed_tokens([rows[0].ids]) == 24
+
+
+def test_packed_rows_have_the_loss_and_gradient_of_rows_one_by_one(policy):
+    rows = rows_that_overlap() + some_examples()
+    one_by_one = gradients(policy, rows, [[i] for i in range(len(rows))])
+    together = gradients(policy, rows, [list(range(len(rows)))])
+    torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-6)
+    batch = collate(rows, 0, policy.device)
+    with torch.no_grad():
+        packed_BT = policy.log_probs(batch.ids_BT, batch.mask_BT, "planner")
+        logits_BTV = policy.model(batch.ids_BT, attention_mask=(batch.ids_BT != 0).long()).logits
+    plain_BT = torch.log_softmax(logits_BTV[:, :-1], -1).gather(-1, batch.ids_BT[:, 1:, None])[..., 0]
+    torch.testing.assert_close(packed_BT[:, 1:], plain_BT * batch.mask_BT[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_put_rows_together_that_share_and_count_them_packed():
+    rows = rows_that_overlap()
+    groups = list(micro_batches(rows, batch_tokens=33))
+    assert sorted(i for group in groups for i in group) == [0, 1, 2, 3, 4]
+    assert {1, 2, 4} in [set(group) for group in groups], "a failed trial, its reflection and its like are one row"
+    assert all(len(group) == 1 or packed_tokens([rows[i].ids for i in group]) <= 33 for group in groups)
+    assert all(len({rows[i].role for i in group}) == 1 for group in micro_batches(rows, 1000, apart=True))
+    assert len(list(micro_batches(rows, 1000))) == 1
+
+
+def test_an_adapted_layer_computes_what_peft_does(policy):
+    layer = next(m for m in policy.model.modules() if isinstance(m, LoraLayer))
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    ours, theirs = layer.forward(x), type(layer).forward(layer, x)
+    torch.testing.assert_close(ours, theirs)
+    mine, peers = (torch.autograd.grad(y.square().sum(), [x, *weights]) for y in (ours, theirs))
+    torch.testing.assert_close(mine, peers)
+    with policy.model.disable_adapter():
+        torch.testing.assert_close(layer.forward(x), layer.base_layer(x))
 
 
 def test_log_probs_are_those_of_the_model(policy):
@@ -183,7 +247,7 @@ def test_every_token_is_read_once(policy):
         for turn in range(3):
             yield Request(policy.encode(" More."), "planner", lambda t: False, 6, 1.0, seed=turn)
 
-    hook = policy.body.register_forward_pre_hook(
+    hook = policy.causal_lm.model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     list(decode(policy, [talk()]))
@@ -234,20 +298,6 @@ def test_reading_together_wastes_little_on_padding():
     rows = {place: _Slot(place, None, pending=[0] * length) for place, length in enumerate([200, 20, 22, 210, 400, 21])}
     assert [sorted(batch) for batch in _reading_batches(rows, 500)] == [[1, 2, 5], [0, 3], [4]]
     assert [sorted(batch) for batch in _reading_batches(rows, 300)] == [[1, 2, 5], [0], [3], [4]]
-
-
-@pytest.mark.parametrize("masked", ["boolean", "additive"])
-def test_grouped_attention_is_that_of_transformers(masked):
-    draws = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, heads, 5, 8, generator=draws) for heads in (6, 2, 2))
-    seen = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
-    seen[1, :, 3:, 2] = False
-    additive = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = 3, True
-    theirs, _ = sdpa_attention_forward(module, query, key, value, seen, scaling=0.3)
-    ours, _ = grouped_attention(module, query, key, value, seen if masked == "boolean" else additive, scaling=0.3)
-    torch.testing.assert_close(ours, theirs)
 
 
 # -- adapters -------------------------------------------------------------------------------------------------------
@@ -374,7 +424,6 @@ def test_far_from_the_behaviour_policy_training_stops(tiny_checkpoint, tmp_path)
         (lambda p, r: training.sft(p, [Example("planner", [5, 6], [0, 0])], SFTConfig(), r, 0), "no agent token"),
         (lambda p, r: training.joint_rl(p, some_examples(2), [], RLConfig(), SFTConfig(), r, 0), "call score"),
         (lambda p, r: collate([], 0, p.device), "no examples"),
-        (lambda p, r: collate(some_examples(1) + some_examples(1, role="reflector"), 0, p.device), "one role"),
     ],
 )
 def test_bad_input_is_one_sentence(policy, tmp_path, call, message):

@@ -1,0 +1,169 @@
+"""Who sees whom: one attention function for training rows that share a beginning and for slots that are decoded.
+
+A caller gives the model a four-dimensional mask, which transformers hands to every layer as it is; the mask of
+`as_mask` is empty and carries a layout, and the layout says what each query looks at. The model's own forward does the
+rest, so that scaling, soft-capping and sliding windows are the model's.
+
+Shapes: B batch, H query heads, G key heads, W queries, S keys, D size of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "retroact"
+"""Under which transformers knows `attention`."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a layer attends: the scale of its scores, their soft cap, and how far back it looks (None: no limit)."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+    def __call__(
+        self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, mask_BXWS: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention under an additive mask [B, 1, W, S]; returns [B, H, W, D].
+
+        The H / G query heads of a key head stand in line, so that no key is copied. PyTorch's ``enable_gqa`` rounds
+        otherwise, which in bfloat16 changes some greedy episodes.
+        """
+        batch, heads, width, size = query_BHWD.shape
+        groups = key_BGSD.shape[1]
+        query_BGLD = query_BHWD.reshape(batch, groups, -1, size)
+        mask_BXLS = mask_BXWS.repeat(1, 1, heads // groups, 1)
+        if self.softcap:
+            scores_BGLS = query_BGLD @ key_BGSD.transpose(2, 3) * (self.scale / self.softcap)
+            weight_BGLS = torch.softmax((torch.tanh(scores_BGLS) * self.softcap + mask_BXLS).float(), dim=-1)
+            out_BGLD = weight_BGLS.to(value_BGSD.dtype) @ value_BGSD
+        else:
+            out_BGLD = F.scaled_dot_product_attention(
+                query_BGLD, key_BGSD, value_BGSD, attn_mask=mask_BXLS, scale=self.scale
+            )
+        return out_BGLD.reshape(batch, heads, width, size)
+
+
+class Layout(Protocol):
+    """What each query of a pass looks at."""
+
+    def attend(
+        self, kernel: Kernel, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor
+    ) -> torch.Tensor:
+        """The attention of one layer, [B, H, W, D]."""
+
+
+def visible(
+    query_BW: torch.Tensor, key_S: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Additive mask [B, 1, W, S] of queries and keys at these positions: 0 where a query sees a key, else lowest."""
+    back_BWS = query_BW[:, :, None] - key_S
+    unseen_BWS = back_BWS < 0
+    if window is not None:
+        unseen_BWS |= back_BWS >= window
+    mask_BWS = torch.zeros(unseen_BWS.shape, dtype=dtype, device=unseen_BWS.device)
+    return mask_BWS.masked_fill_(unseen_BWS, torch.finfo(dtype).min)[:, None]
+
+
+@dataclass
+class PackedRows:
+    """Rows in one line [1, N]: their shared beginning of `shared` tokens once, then the rest of each row.
+
+    The rest of a row sees the shared beginning and itself: exactly what the row would see alone.
+    """
+
+    shared: int
+    rests: list[int]
+    """Tokens of each row behind the shared beginning."""
+    device: torch.device
+    _masks: dict[tuple, torch.Tensor] = field(default_factory=dict)
+
+    def positions(self) -> torch.Tensor:
+        """Position of every token in its row, [1, N]."""
+        parts = [torch.arange(self.shared), *(self.shared + torch.arange(rest) for rest in self.rests)]
+        return torch.cat(parts)[None].to(self.device)
+
+    def attend(self, kernel, query_BHWD, key_BGSD, value_BGSD):
+        queries, keys, values = (x.split([self.shared, *self.rests], dim=2) for x in (query_BHWD, key_BGSD, value_BGSD))
+        seen = []
+        for query, key, value in zip(queries, keys, values, strict=True):
+            if seen and self.shared:
+                key, value = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
+            if seen or self.shared:
+                seen.append(kernel(query, key, value, self._mask(query.shape[2], key.shape[2], kernel, query.dtype)))
+            else:
+                seen.append(query)  # there is no shared beginning
+        return torch.cat(seen, dim=2)
+
+    def _mask(self, queries: int, keys: int, kernel: Kernel, dtype: torch.dtype) -> torch.Tensor:
+        window = kernel.window if kernel.window is not None and kernel.window < keys else None
+        name = (queries, keys, window, dtype)
+        if name not in self._masks:
+            key_S = torch.arange(keys, device=self.device)
+            self._masks[name] = visible(key_S[None, keys - queries :], key_S, window, dtype)
+        return self._masks[name]
+
+
+def as_mask(layout: Layout, device: torch.device) -> torch.Tensor:
+    """The layout in the shape of a mask that transformers passes on. Nothing can be computed with it by mistake."""
+    mask = torch.empty(1, 1, 0, 0, device=device)
+    mask.attention_layout = layout  # type: ignore[attr-defined]
+    return mask
+
+
+def attention(
+    module: torch.nn.Module,
+    query_BHWD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    value_BGSD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: by the mask's layout, or with an ordinary mask as transformers does it.
+
+    Returns [B, W, H, D] and no weights.
+    """
+    if s_aux is not None:
+        raise ValueError("This model has attention sinks, which this library does not know.")
+    layout = getattr(attention_mask, "attention_layout", None)
+    if layout is None and not softcap:
+        return sdpa_attention_forward(
+            module, query_BHWD, key_BGSD, value_BGSD, attention_mask, scaling=scaling, **kwargs
+        )
+    kernel = Kernel(query_BHWD.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sliding_window)
+    dtype = value_BGSD.dtype  # rotary embeddings leave queries and keys in the residual stream's
+    query_BHWD, key_BGSD = query_BHWD.to(dtype), key_BGSD.to(dtype)
+    if layout is None:
+        out_BHWD = kernel(query_BHWD, key_BGSD, value_BGSD, _additive(attention_mask, query_BHWD, key_BGSD))
+    else:
+        out_BHWD = layout.attend(kernel, query_BHWD, key_BGSD, value_BGSD)
+    return out_BHWD.transpose(1, 2).contiguous(), None
+
+
+def _additive(mask: torch.Tensor | None, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor) -> torch.Tensor:
+    """transformers' mask as an additive one [B, 1, W, S]; without one a text is causal."""
+    width, keys = query_BHWD.shape[2], key_BGSD.shape[2]
+    if mask is None:
+        key_S = torch.arange(keys, device=query_BHWD.device)
+        return visible(key_S[None, keys - width :], key_S, None, query_BHWD.dtype)
+    if mask.dtype != torch.bool:
+        return mask
+    zeros = torch.zeros(mask.shape, dtype=query_BHWD.dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, torch.finfo(query_BHWD.dtype).min)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
