@@ -31,17 +31,15 @@ class Kernel:
     window: int | None = None
 
     def __call__(
-        self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, mask_BXWS: torch.Tensor
+        self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, mask_BXLS: torch.Tensor
     ) -> torch.Tensor:
-        """Attention under an additive mask [B, 1, W, S]; returns [B, H, W, D].
+        """Attention under an additive mask [B, 1, L, S], that of `visible` for H / G heads; returns [B, H, W, D].
 
         The H / G query heads of a key head stand in line, so that no key is copied. PyTorch's ``enable_gqa`` rounds
         otherwise, which in bfloat16 changes some greedy episodes.
         """
         batch, heads, width, size = query_BHWD.shape
-        groups = key_BGSD.shape[1]
-        query_BGLD = query_BHWD.reshape(batch, groups, -1, size)
-        mask_BXLS = mask_BXWS.repeat(1, 1, heads // groups, 1)
+        query_BGLD = query_BHWD.reshape(batch, key_BGSD.shape[1], -1, size)
         if self.softcap:
             scores_BGLS = query_BGLD @ key_BGSD.transpose(2, 3) * (self.scale / self.softcap)
             weight_BGLS = torch.softmax((torch.tanh(scores_BGLS) * self.softcap + mask_BXLS).float(), dim=-1)
@@ -63,15 +61,18 @@ class Layout(Protocol):
 
 
 def visible(
-    query_BW: torch.Tensor, key_S: torch.Tensor, window: int | None, dtype: torch.dtype
+    query_BW: torch.Tensor, key_S: torch.Tensor, window: int | None, dtype: torch.dtype, heads: int
 ) -> torch.Tensor:
-    """Additive mask [B, 1, W, S] of queries and keys at these positions: 0 where a query sees a key, else lowest."""
+    """Additive mask of queries and keys at these positions: 0 where a query sees a key, else lowest.
+
+    Returns [B, 1, L, S], the W queries of `heads` heads in line.
+    """
     back_BWS = query_BW[:, :, None] - key_S
     unseen_BWS = back_BWS < 0
     if window is not None:
         unseen_BWS |= back_BWS >= window
     mask_BWS = torch.zeros(unseen_BWS.shape, dtype=dtype, device=unseen_BWS.device)
-    return mask_BWS.masked_fill_(unseen_BWS, torch.finfo(dtype).min)[:, None]
+    return mask_BWS.masked_fill_(unseen_BWS, torch.finfo(dtype).min).repeat(1, heads, 1)[:, None]
 
 
 @dataclass
@@ -99,17 +100,19 @@ class PackedRows:
             if seen and self.shared:
                 key, value = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
             if seen or self.shared:
-                seen.append(kernel(query, key, value, self._mask(query.shape[2], key.shape[2], kernel, query.dtype)))
+                seen.append(kernel(query, key, value, self._mask(query, key, kernel.window)))
             else:
                 seen.append(query)  # there is no shared beginning
         return torch.cat(seen, dim=2)
 
-    def _mask(self, queries: int, keys: int, kernel: Kernel, dtype: torch.dtype) -> torch.Tensor:
-        window = kernel.window if kernel.window is not None and kernel.window < keys else None
-        name = (queries, keys, window, dtype)
+    def _mask(self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, window: int | None) -> torch.Tensor:
+        """The mask of one row, made once for all layers."""
+        queries, keys, heads = query_BHWD.shape[2], key_BGSD.shape[2], query_BHWD.shape[1] // key_BGSD.shape[1]
+        window = window if window is not None and window < keys else None
+        name = (queries, keys, window, heads)
         if name not in self._masks:
             key_S = torch.arange(keys, device=self.device)
-            self._masks[name] = visible(key_S[None, keys - queries :], key_S, window, dtype)
+            self._masks[name] = visible(key_S[None, keys - queries :], key_S, window, query_BHWD.dtype, heads)
         return self._masks[name]
 
 
@@ -154,15 +157,15 @@ def attention(
 
 
 def _additive(mask: torch.Tensor | None, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor) -> torch.Tensor:
-    """transformers' mask as an additive one [B, 1, W, S]; without one a text is causal."""
-    width, keys = query_BHWD.shape[2], key_BGSD.shape[2]
+    """transformers' mask as an additive one [B, 1, L, S]; without one a text is causal."""
+    (_, heads, width, _), (_, groups, keys, _) = query_BHWD.shape, key_BGSD.shape
     if mask is None:
         key_S = torch.arange(keys, device=query_BHWD.device)
-        return visible(key_S[None, keys - width :], key_S, None, query_BHWD.dtype)
-    if mask.dtype != torch.bool:
-        return mask
-    zeros = torch.zeros(mask.shape, dtype=query_BHWD.dtype, device=mask.device)
-    return zeros.masked_fill_(~mask, torch.finfo(query_BHWD.dtype).min)
+        return visible(key_S[None, keys - width :], key_S, None, query_BHWD.dtype, heads // groups)
+    if mask.dtype == torch.bool:
+        zeros = torch.zeros(mask.shape, dtype=query_BHWD.dtype, device=mask.device)
+        mask = zeros.masked_fill_(~mask, torch.finfo(query_BHWD.dtype).min)
+    return mask.repeat(1, 1, heads // groups, 1)
 
 
 AttentionInterface.register(NAME, attention)

@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 import textwrap
 import types
 from collections.abc import Mapping
@@ -151,6 +152,8 @@ class SFTConfig:
     """Tokens of one forward and backward pass, padding included; larger batches accumulate gradients."""
     max_tokens: int = 2048
     """Examples longer than this are left out, and counted."""
+    truncate: bool = False
+    """True cuts them there instead (the authors' release does)."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
     mask_observations: bool = True
@@ -202,7 +205,7 @@ class RLConfig:
     negative_rewards: bool = False
     """Keep reflections after which the reward fell; their reward is negative (see `losses.truncated_loss`)."""
     max_kl: float = 0.5
-    """Stop the round when the estimated KL per token to the behaviour policy exceeds this."""
+    """Stop the round when the estimated KL per token to the behaviour policy exceeds this; infinity never does."""
 
     def __post_init__(self):
         known = ("truncated", "ppo")
@@ -241,6 +244,42 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class BenchConfig:
+    """The measurements of speed and memory (notebook 07). No other result depends on them."""
+
+    repetitions: int = 5
+    """Rounds in which every contender is timed once, after one that warms it up."""
+    peers: str = "all"
+    """Contenders beside our own: ``all``, or names joined by semicolons such as ``Trainer; generate, batched``."""
+    bench_rows: int = 4
+    """Rows of the update that is timed."""
+    bench_episodes: int = 16
+    """Validation tasks of the rollouts that are timed."""
+    bench_alone: int = 2
+    """Tasks for peers that play one at a time."""
+    bench_lengths: str = "256,512,1024,2048"
+    """Tokens of a row in the figure of growth, joined by commas."""
+    bench_batches: str = "1,2,4,8"
+    """Rows of an update, and multiples of a quarter of `bench_episodes`, in the figure of growth."""
+
+    def __post_init__(self):
+        for name in ("repetitions", "bench_rows", "bench_episodes", "bench_alone"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("bench_lengths", "bench_batches"):
+            text = getattr(self, name)
+            whole = all(part.strip().isdigit() and int(part) > 0 for part in text.split(","))
+            _require(whole, f"{name} is {text!r}; expected whole numbers joined by commas.")
+
+    def chosen(self, peer: str) -> bool:
+        """Whether the settings ask for this peer."""
+        return self.peers == "all" or peer in [name.strip() for name in self.peers.split(";")]
+
+    def sizes(self, name: str) -> list[int]:
+        """`bench_lengths` or `bench_batches` as numbers."""
+        return [int(part) for part in getattr(self, name).split(",")]
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """One study: a profile, an environment, a seed, the settings of every stage, and the environment's own."""
 
@@ -256,6 +295,7 @@ class StudyConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     options: Any = None
     """The settings that the environment alone has, as its package defines them (`envs.options_class`)."""
 
@@ -312,6 +352,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         il_batch=2,
         bootstrap=1_000,
         ablations="no_il,plain_retry",
+        repetitions=1,
+        peers="Trainer; generate, batched",
+        bench_rows=2,
+        bench_episodes=2,
+        bench_alone=1,
+        bench_lengths="64,128",
+        bench_batches="1,2",
     ),
     # `make reproduce`: two cores, no GPU.
     "laptop": dict(
@@ -326,22 +373,28 @@ PROFILES: dict[str, dict[str, Any]] = {
         num_parallel=48,
         chunk=128,
     ),
-    # One CUDA card.
+    # One CUDA card. Temperature and steps of stage 2 are those that the laptop's validation runs chose.
     "gpu": dict(
         il_tasks=400,
         rl_tasks=512,
         test_tasks=256,
         validation_tasks=96,
+        temperature=0.5,
         sft_epochs=3,
         rl_samples=4,
+        rl_epochs=1,
+        rl_lr=1e-4,
         rounds=2,
         num_parallel=256,
         chunk=1024,
         batch_tokens=16_384,
         eval_trials=5,
     ),
-    # The authors' backbone and hyperparameters, as their released code has them. Demonstrations and questions are
-    # this project's, unless official_data names InterCode's file.
+    # The authors' backbone and hyperparameters, as their released code has them: one example an update and term, 100
+    # updates of warm-up, rows cut at 2,048 tokens, no stop by KL, and 100 tokens a call (a step here is two of their
+    # calls, a thought and an action). Ours are the 4-bit base (theirs is bfloat16), so that a card of 24 GiB holds it,
+    # the masks and float32 log-probs (see README), the demonstrations, and the questions, unless official_data names
+    # InterCode's file.
     "paper": dict(
         checkpoint="meta-llama/Llama-2-7b-chat-hf",
         lora_rank=8,
@@ -350,12 +403,20 @@ PROFILES: dict[str, dict[str, Any]] = {
         lora_targets="q_proj,v_proj",
         sft_lr=1e-4,
         sft_epochs=5,
+        sft_batch=1,
+        sft_warmup=100,
         rl_lr=1e-4,
         rl_epochs=3,
+        rl_batch=1,
+        il_batch=1,
         rl_warmup=100,
         max_tokens=2048,
+        truncate=True,
+        max_kl=math.inf,
         max_steps=10,
         trials=10,
+        max_action_tokens=200,
+        max_reflection_tokens=100,
         temperature=0.0,
         eval_trials=10,
         eval_temperature=0.0,
@@ -364,8 +425,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_tasks=400,
         gradient_checkpointing=True,
         negative_rewards=True,
-        num_parallel=16,
-        batch_tokens=8192,
+        num_parallel=6,
+        batch_tokens=4096,
         max_context=4096,
         max_repeats=10,
     ),

@@ -291,7 +291,7 @@ class _Pass:
     masks: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
     def attend(self, kernel: Kernel, query_BHWD, key_BGSD, value_BGSD):
-        name = (kernel.window, query_BHWD.dtype)
+        name = (kernel.window, query_BHWD.dtype, query_BHWD.shape[1] // key_BGSD.shape[1])
         if name not in self.masks:
             key_S = torch.arange(self.length, device=self.position_BW.device)
             self.masks[name] = visible(self.position_BW, key_S, *name)

@@ -84,6 +84,21 @@ def rewarded_examples(
     return kept
 
 
+def within(examples: Iterable[Example], max_tokens: int, truncate: bool = False) -> list[Example]:
+    """Examples of at most `max_tokens` tokens: longer ones are left out, or cut there if the agent wrote before it."""
+    kept = []
+    for example in examples:
+        if len(example.ids) > max_tokens and truncate:
+            cut = {
+                name: None if (tokens := getattr(example, name)) is None else tokens[:max_tokens]
+                for name in ("ids", "mask", "behaviour_logp", "sampled_logp")
+            }
+            example = replace(example, **cut)
+        if len(example.ids) <= max_tokens and (any(example.mask) or not truncate):
+            kept.append(example)
+    return kept
+
+
 def authors_examples(policy: Policy, path: str | Path, mask_observations: bool = True) -> list[Example]:
     """The authors' released rows as examples; rows with a reward are for the policy gradient, others for imitation.
 

@@ -75,8 +75,9 @@ class _Product(torch.autograd.Function):
         grad_NO = grad.reshape(-1, grad.shape[-1]).to(frozen.dtype)
         grad_NI = grad_NO @ frozen.dense() if ctx.needs_input_grad[0] else None
         grad_a_RI = grad_b_OR = None
-        if ctx.saved_tensors:
-            x_NI, low_NR, a_RI, b_OR = ctx.saved_tensors
+        saved = ctx.saved_tensors  # looked at once: a checkpointed pass gives them out once
+        if saved:
+            x_NI, low_NR, a_RI, b_OR = saved
             grad_NR = grad_NO @ (ctx.scale * b_OR).to(frozen.dtype)
             grad_a_RI = (grad_NR.T @ x_NI).to(a_RI.dtype)
             grad_b_OR = (grad_NO.T @ low_NR).to(b_OR.dtype).mul_(ctx.scale)

@@ -207,6 +207,42 @@ def importance_ratios(metrics: pd.DataFrame, axes: Sequence[plt.Axes], eps: floa
     return axes
 
 
+def speed(medians: pd.DataFrame, ax: plt.Axes, rate: str, unit: str, ours: str = "RetroAct"):
+    """Median rate of each contender, with the range of its rounds."""
+    medians = medians.iloc[::-1]
+    colours = [ARMS["retroact"][1] if name == ours else "#999999" for name in medians["contender"]]
+    bars = ax.barh(medians["contender"], medians[rate], color=colours)
+    reach = [medians[rate] - medians["lowest"], medians["highest"] - medians[rate]]
+    ax.errorbar(medians[rate], range(len(medians)), xerr=reach, fmt="none", color="#333333", lw=1)
+    ax.bar_label(bars, [f"{value:.0f}" if value >= 20 else f"{value:.1f}" for value in medians[rate]], padding=12)
+    ax.set(
+        xlabel=f"{unit}, median and range of {medians['rounds'].min()} rounds", xlim=(0, 1.2 * medians["highest"].max())
+    )
+    return ax
+
+
+def growth(table: pd.DataFrame, axes: Sequence[plt.Axes]):
+    """Seconds and peak memory against one size, on two axes; a dotted line grows in proportion to the size."""
+    (grows,) = table["grows"].unique()
+    for ax, column, unit in zip(axes, ("seconds", "peak_gib"), ("seconds", "GiB beside the model"), strict=True):
+        ax.plot(table["value"], table[column], "o-", color=ARMS["retroact"][1], label="measured")
+        first = table.iloc[0]
+        line = first[column] * table["value"] / first["value"]
+        ax.plot(table["value"], line, ":", color="#555555", label="in proportion")
+        ax.set(xlabel=grows, ylabel=unit, ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize="small")
+    return axes
+
+
+def parts(share: pd.Series, ax: plt.Axes):
+    """Where time goes: one bar a part, in %."""
+    share = share.sort_values()
+    bars = ax.barh(share.index, share, color=ARMS["sft"][1])
+    ax.bar_label(bars, [f"{value:.0f}" for value in share], padding=3)
+    ax.set(xlabel="share of an update's time (%)", xlim=(0, 1.15 * share.max()))
+    return ax
+
+
 def save(figure: plt.Figure, path: Path) -> Path:
     """Write a PNG without a date or version inside, so that the same figure is the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,8 +69,13 @@ class Policy:
         self.tokens_between_looks = 8 if device.type == "cuda" else 1
         """Tokens that the decoder writes before it looks at them: each look waits for the device."""
         self._merged: dict[str, tuple[list[int], dict[torch.nn.Module, MergedLinear]]] = {}
-        for layer in self._linear_layers():
+        for layer in self.linear_layers():
             layer.forward = AdaptedLinear(layer)
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                # Where a CPU has AVX512-BF16, the layer's own first forward without gradients would pack the weights
+                # into a form that has no backward.
+                layer.support_avx512bf16_for_cpu = False
         self.head = self.causal_lm.get_output_embeddings()
         if self.head.weight.dtype != torch.float32:
             self.head.forward = Float32Head(self.head)
@@ -311,12 +316,33 @@ class Policy:
             for layer, forward in adapted.items():
                 layer.forward = forward
 
-    def _merged_layers(self, adapter: str) -> dict[torch.nn.Module, _DenseLayer]:
+    @contextmanager
+    def plain_layers(self) -> Iterator[None]:
+        """Inside, the linear layers are those of peft and bitsandbytes: the reference of tests and benchmarks."""
+        ours = {layer: layer.forward for layer in self.linear_layers()}
+        for layer in ours:
+            del layer.forward
+        try:
+            yield
+        finally:
+            for layer, forward in ours.items():
+                layer.forward = forward
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Inside, attention is transformers' own (which knows no layouts, so `log_probs` has nothing to go by)."""
+        self.causal_lm.set_attn_implementation("sdpa" if self.causal_lm._supports_sdpa else "eager")
+        try:
+            yield
+        finally:
+            self.causal_lm.set_attn_implementation(attention.NAME)
+
+    def _merged_layers(self, adapter: str) -> dict[torch.nn.Module, MergedLinear]:
         """The linear layers and their dense stand-ins, made anew when the adapter has changed."""
         version = [p._version for name, p in self.named_parameters() if f".{adapter}." in name]
         if self._merged.get(adapter, (None,))[0] != version:
             self._merged.pop(adapter, None)
-            layers = {m: MergedLinear(m, adapter, self.compute_dtype) for m in self._linear_layers()}
+            layers = {m: MergedLinear(m, adapter, self.compute_dtype) for m in self.linear_layers()}
             if self.device.type == "cpu" and self.head.weight.dtype == torch.float32:
                 layers[self.head] = MergedLinear(self.head)
             self._merged[adapter] = version, layers
@@ -326,10 +352,10 @@ class Policy:
         """Whether dense weights take at most half of the card's free memory. A CPU has them."""
         if self.device.type == "cpu" or self._merged:
             return True
-        weights = sum(m.in_features * m.out_features for m in self._linear_layers())
+        weights = sum(m.in_features * m.out_features for m in self.linear_layers())
         return 2 * weights * self.compute_dtype.itemsize <= torch.cuda.mem_get_info(self.device)[0]
 
-    def _linear_layers(self) -> list[torch.nn.Module]:
+    def linear_layers(self) -> list[torch.nn.Module]:
         """Every adapted linear layer, and every 4-bit layer that has no adapter."""
         layers = (m for m in self.model.modules() if isinstance(m, LoraLayer))
         adapted = [layer for layer in layers if isinstance(layer.base_layer, torch.nn.Linear)]
@@ -343,7 +369,7 @@ def _refuse_unknown(model: PreTrainedModel, name: str) -> None:
     strange = set(getattr(shape, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     if strange or model._is_stateful or not model._supports_attention_backend or not keeps:
-        why = f"has layers of type {', '.join(sorted(strange))}" if strange else "computes attention in a way of its own"
+        why = f"has layers of type {', '.join(sorted(strange))}" if strange else "computes attention its own way"
         raise ValueError(
             f"The checkpoint {name!r} is a {type(model).__name__}, which {why}; expected a causal transformer whose "
             "layers have full or sliding attention."

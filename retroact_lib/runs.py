@@ -39,12 +39,13 @@ PACKAGES = (
 )
 
 
+MODEL = ("attention", "layers", "packing", "policy")
 CODE = {
     "expert": ("trajectories", "trials", "prompts", "experts/base", "envs/base", "envs/{env}"),
-    "sft": ("prompts", "policy", "examples", "losses", "training"),
-    "rollouts": ("prompts", "policy", "decoding", "trials", "rollout", "envs/base", "envs/{env}"),
-    "examples": ("prompts", "policy", "trajectories", "examples", "training"),
-    "rl": ("prompts", "policy", "examples", "losses", "training"),
+    "sft": ("prompts", *MODEL, "examples", "losses", "training"),
+    "rollouts": ("prompts", *MODEL, "decoding", "trials", "rollout", "envs/base", "envs/{env}"),
+    "examples": ("prompts", *MODEL, "trajectories", "examples", "training"),
+    "rl": ("prompts", *MODEL, "examples", "losses", "training"),
 }
 """Stage -> the modules and packages that make its result: a change of their code makes finished runs stale."""
 

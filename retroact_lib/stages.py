@@ -121,7 +121,7 @@ def train_sft(config: StudyConfig) -> Run:
         policy = _lent_policy(config, None)
         shown = imitation_examples(config, policy)
         training.sft(policy, shown, config.sft, run, config.seed)
-        long = sum(len(example.ids) > config.sft.max_tokens for example in shown)
+        long = len(shown) - len(examples.within(shown, config.sft.max_tokens, config.sft.truncate))
         _finish_training(run, policy, examples=len(shown) - long, too_long=long)
     return run
 
@@ -190,13 +190,14 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
     is the one that was played.
     """
     parameters = {name: getattr(config.rl, name) for name in ("reflector_c", "baseline", "negative_rewards")}
-    parameters |= {name: getattr(config.sft, name) for name in ("mask_observations", "batch_tokens", "max_tokens")}
+    scoring = ("mask_observations", "batch_tokens", "max_tokens", "truncate")
+    parameters |= {name: getattr(config.sft, name) for name in scoring}
     run = _open(config, "examples", {**parameters, **_policy(config)}, {"policy": start.key, "rollouts": rolled.key})
     if not run.finished:
         policy, trajectories = _lent_policy(config, start), read_trajectories(rolled.file(TRAJECTORIES))
-        masked, most = config.sft.mask_observations, config.sft.max_tokens
+        masked = config.sft.mask_observations
         found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
-        kept = [example for example in found if len(example.ids) <= most]
+        kept = examples.within(found, config.sft.max_tokens, config.sft.truncate)
         scored = training.score(policy, kept, config.sft.batch_tokens)
         examples.write_examples(run.path / EXAMPLES, scored)
         run.finish(
@@ -268,13 +269,17 @@ def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:
 
 
 def evaluation_trajectories(config: StudyConfig, start: Run | None, split: str, mode: str) -> list[Trajectory]:
-    """The episodes behind `evaluate`. Raises ValueError for an unknown split or mode."""
+    """The episodes behind `evaluate`. Raises ValueError for an unknown split or mode.
+
+    The base model has no training that a seed could change: it plays once, with the draws of seed 0, for all seeds.
+    """
     modes, tasks = evaluation_modes(config), task_sets(config)
     if mode not in modes:
         raise ValueError(f"Unknown evaluation mode {mode!r}; expected one of {', '.join(modes)}.")
     if split not in tasks:
         raise ValueError(f"Unknown task set {split!r}; expected one of {', '.join(tasks)}.")
-    run = roll_out(config, start, tasks[split], modes[mode], seed=config.seed)
+    player = config if start else config.change(seed=0)
+    run = roll_out(player, start, tasks[split], modes[mode], seed=player.seed)
     played = read_trajectories(run.file(TRAJECTORIES))
     if len(played) != len(tasks[split]):
         raise ValueError(

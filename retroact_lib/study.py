@@ -8,23 +8,22 @@ well, whose source and parameters have not changed since and whose files are sti
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
-from retroact_lib import checkpoints, files, paths, runs, stages
+from retroact_lib import checkpoints, files, memory, paths, runs, stages
 from retroact_lib.config import StudyConfig, load_config
 from retroact_lib.policy import device_of
 
 NOTEBOOKS = ("01_data", "02_sft", "03_joint_rl", "04_ablations", "05_plots")
+ASIDE = ("07_speed",)
+"""Notebooks that are no part of the study: they run when they are named."""
+EVERY = NOTEBOOKS + ASIDE
 QUIET_KERNEL = ["--log-level=40"]
 """Errors only: a kernel otherwise warns at every start that its local sockets are not encrypted."""
 
@@ -142,7 +141,7 @@ def refresh(only: Sequence[str] = (), say=say_at_once) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    for name in _chosen(only):
+    for name in _chosen(only or EVERY):
         file = paths.project_dir() / "notebooks" / f"{name}.ipynb"
         book = nbformat.read(file, as_version=4)
         started = _now()
@@ -164,70 +163,17 @@ def describe(items: Sequence[Item]) -> str:
     found = checkpoints.resolve(config.policy.checkpoint)
     lines.append(f"  checkpoint {found.name} ({found.licence or 'licence: see its page'}), from {found.source}")
     lines += [f"  {name}: {len(tasks)} tasks" for name, tasks in stages.task_sets(config).items()]
-    lines.append(f"Memory, estimated: {estimated_memory_gib(config)}")
+    lines.append(f"Memory, estimated: {memory.in_words(config)}")
     lines.append("Notebooks, in order")
     lines += [f"  {item.name}" for item in items]
     return "\n".join(lines)
 
 
-def estimated_memory_gib(config: StudyConfig) -> str:
-    """Memory in words: the larger of training and rollouts.
-
-    4-bit weights take 0.55 bytes each, embeddings 4 (CPU) or 2; adapters with their AdamW state 16 bytes a weight;
-    activations about 34 values per hidden unit, layer and token of a pass (Korthikanti et al. 2022, without the
-    attention matrix), 2 when they are recomputed. A rollout holds the keys and values of every episode, and on the CPU
-    a dense bfloat16 copy of the linear layers.
-    """
-    from transformers import AutoConfig
-
-    found, guessed = checkpoints.resolve(config.policy.checkpoint), ""
-    try:
-        shape = AutoConfig.from_pretrained(found.path_or_hub_id)
-    except (OSError, ValueError):
-        size = re.search(r"(\d+(?:\.\d+)?)\s*b\b", config.policy.checkpoint.replace("-", " "), re.IGNORECASE)
-        if not size:
-            return "unknown (the checkpoint's config cannot be read from here)"
-        shape, guessed = _usual_shape(float(size[1]) * 1e9), ", sizes guessed from the name (config out of reach)"
-    hidden, layers, mlp = shape.hidden_size, shape.num_hidden_layers, shape.intermediate_size
-    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads) / shape.num_attention_heads
-    linear = layers * (2 * hidden**2 * (1 + heads) + 3 * hidden * mlp)
-    embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
-    lora = layers * config.policy.lora_rank * (2 * hidden * (3 + heads) + 3 * (hidden + mlp))
-    on_cpu = config.policy.device == "cpu" or not torch.cuda.is_available()
-    per_value = 4 if on_cpu else 2
-    activations = (2 if config.policy.gradient_checkpointing else 34) * hidden * layers * config.sft.batch_tokens
-    weights = 0.55 * linear + per_value * embeddings + 16 * lora
-    cache = config.rollout.num_parallel * config.rollout.max_context * layers * 2 * heads * hidden
-    training = weights + per_value * activations
-    rollouts = weights + per_value * cache + (2 * linear if on_cpu else 0)
-    return (
-        f"training {training / 2**30:.1f} GiB, rollouts at full context {rollouts / 2**30:.1f} GiB on "
-        f"{'the CPU' if on_cpu else 'the card'}, beside Python and its libraries (about 1 GiB){guessed}"
-    )
-
-
-def _usual_shape(parameters: float) -> SimpleNamespace:
-    """A decoder of that many weights as they usually are: 12 L d^2 weights, d = 128 L.
-
-    7e9 gives 33 layers of width 4,224; Llama 2 has 32 of 4,096.
-    """
-    layers = round((parameters / (12 * 128**2)) ** (1 / 3))
-    hidden = 128 * layers
-    return SimpleNamespace(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        intermediate_size=8 * hidden // 3,
-        num_attention_heads=layers,
-        vocab_size=32_000,
-        tie_word_embeddings=False,
-    )
-
-
 def _chosen(only: Sequence[str]) -> list[str]:
-    """The notebooks to run, in order; all of them if none is named."""
-    if unknown := set(only) - set(NOTEBOOKS):
-        raise ValueError(f"Unknown notebook {min(unknown)!r}; expected one of {', '.join(NOTEBOOKS)}.")
-    return [name for name in NOTEBOOKS if not only or name in only]
+    """The notebooks to run, in order; those of the study if none is named."""
+    if unknown := set(only) - set(EVERY):
+        raise ValueError(f"Unknown notebook {min(unknown)!r}; expected one of {', '.join(EVERY)}.")
+    return [name for name in EVERY if name in (only or NOTEBOOKS)]
 
 
 def _config(item: Item) -> StudyConfig:

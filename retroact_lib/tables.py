@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,8 @@ def save(config: StudyConfig, table: pd.DataFrame, name: str, trained: Sequence[
 
 def _study(config: StudyConfig) -> str:
     """A digest of all that results depend on but the seed: tables that differ in it cannot be compared."""
-    settings = {k: v for k, v in config.flat().items() if k not in ("seed", "ablations", "bootstrap")}
+    aside = {"seed", "ablations", "bootstrap", *asdict(config.bench)}
+    settings = {k: v for k, v in config.flat().items() if k not in aside}
     return digest_of([settings, ABLATIONS, study_digest(config.env)])[:10]
 
 

@@ -18,7 +18,7 @@ import torch
 
 from retroact_lib import losses
 from retroact_lib.config import RLConfig, SFTConfig
-from retroact_lib.examples import Batch, Example, collate, micro_batches
+from retroact_lib.examples import Batch, Example, collate, micro_batches, within
 from retroact_lib.files import replace_folder
 from retroact_lib.policy import Policy
 from retroact_lib.progress import progress
@@ -34,7 +34,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     The adapters after every epoch but the last stay in the run's folder, under `EPOCH_ADAPTER`. Raises ValueError for
     empty data or an example without an agent token.
     """
-    examples = _usable(examples, config.max_tokens)
+    examples = _usable(examples, config)
     per_epoch = -(-len(examples) // config.sft_batch)
     updates = per_epoch * config.sft_epochs
     plan = _plan(len(examples), config.sft_batch, updates, seed)
@@ -42,7 +42,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
         if update and update % per_epoch == 0:
             replace_folder(run.path / EPOCH_ADAPTER.format(update // per_epoch), policy.save)
-        trainer.update([Term([examples[i] for i in plan[update]], _il_term)])
+        trainer.update([Term([examples[i] for i in plan[update]], imitation_term)])
 
 
 def joint_rl(
@@ -63,7 +63,7 @@ def joint_rl(
     use_pg, use_il = config.pg_weight != 0, config.il_weight != 0 and config.il_batch > 0
     if not use_pg and not config.max_updates:
         raise ValueError("pg_weight and max_updates are both 0; expected in max_updates how many updates to take.")
-    pg_examples = _usable(pg_examples, sft_config.max_tokens) if use_pg else []
+    pg_examples = _usable(pg_examples, sft_config) if use_pg else []
     if any(example.behaviour_logp is None for example in pg_examples):
         raise ValueError("A policy-gradient example has no behaviour log-probs; call score() first.")
     objective = losses.OBJECTIVES[config.objective]
@@ -75,7 +75,7 @@ def joint_rl(
         return config.pg_weight * loss, {"pg_loss": float(loss.detach()), "reward": float(batch.reward_B.mean())}
 
     def il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, metrics = _il_term(logp_BT, batch)
+        loss, metrics = imitation_term(logp_BT, batch)
         return config.il_weight * loss, metrics
 
     def ratios() -> dict[str, float]:
@@ -83,7 +83,7 @@ def joint_rl(
         logratios.clear()
         return seen
 
-    il_examples = _usable(il_examples, sft_config.max_tokens) if use_il else []
+    il_examples = _usable(il_examples, sft_config) if use_il else []
     updates = -(-len(pg_examples) // config.rl_batch) * config.rl_epochs if use_pg else config.max_updates
     updates = min(updates, config.max_updates or updates)
     pg_plan = _plan(len(pg_examples), config.rl_batch, updates, seed)
@@ -248,7 +248,8 @@ class Trainer:
                 )
 
 
-def _il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+def imitation_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """The imitation loss, as a term of an update."""
     loss = losses.imitation_loss(logp_BT, batch.mask_BT)
     return loss, {"il_loss": float(loss.detach())}
 
@@ -266,12 +267,12 @@ def _plan(examples: int, batch: int, updates: int, seed: int) -> list[list[int]]
     return plan
 
 
-def _usable(examples: Sequence[Example], max_tokens: int) -> list[Example]:
-    kept = [e for e in examples if len(e.ids) <= max_tokens]
+def _usable(examples: Sequence[Example], config: SFTConfig) -> list[Example]:
+    kept = within(examples, config.max_tokens, config.truncate)
     if not kept:
         raise ValueError(
             f"There is nothing to train on: {len(examples)} examples, of which {len(kept)} have at most "
-            f"max_tokens = {max_tokens} tokens."
+            f"max_tokens = {config.max_tokens} tokens."
         )
     if any(not any(e.mask) for e in kept):
         raise ValueError("An example has no agent token; check that the trajectory has turns.")

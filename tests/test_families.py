@@ -101,7 +101,7 @@ def test_training_decoding_and_the_plain_model_agree(family, tokenizer, tmp_path
 @pytest.mark.parametrize(
     "family, more, says",
     [
-        ("StableLm", {}, "computes attention in a way of its own"),
+        ("StableLm", {}, "computes attention its own way"),
         ("Mamba", dict(state_size=4), "linear_attention"),
         ("Qwen3Next", dict(layer_types=["linear_attention", "full_attention"] * 2, head_dim=16), "linear_attention"),
     ],

@@ -15,7 +15,7 @@ from retroact_lib.config import field_names, load_config
 PROJECT = paths.project_dir()
 
 
-@pytest.fixture(params=study.NOTEBOOKS)
+@pytest.fixture(params=study.EVERY)
 def notebook(request):
     return nbformat.read(PROJECT / "notebooks" / f"{request.param}.ipynb", as_version=4)
 

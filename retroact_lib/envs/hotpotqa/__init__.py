@@ -32,5 +32,5 @@ PROFILES = {
         test_tasks=100,
         ablations="no_il,continued_sft,plain_retry",
     ),
-    "paper": dict(max_steps=5),
+    "paper": dict(max_steps=5, max_action_tokens=500, max_reflection_tokens=250),  # their calls have 250 tokens here
 }
