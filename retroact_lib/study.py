@@ -21,9 +21,9 @@ from retroact_lib.config import StudyConfig, load_config
 from retroact_lib.policy import device_of
 
 NOTEBOOKS = ("01_data", "02_sft", "03_joint_rl", "04_ablations", "05_plots")
-ASIDE = ("07_speed",)
-"""Notebooks that are no part of the study: they run when they are named."""
-EVERY = NOTEBOOKS + ASIDE
+ASIDE = {"07_speed": "speed"}
+"""Notebooks that are no part of the study and run when they are named -> the folder of their results."""
+EVERY = (*NOTEBOOKS, *ASIDE)
 QUIET_KERNEL = ["--log-level=40"]
 """Errors only: a kernel otherwise warns at every start that its local sockets are not encrypted."""
 
@@ -38,7 +38,14 @@ class Item:
 
     @property
     def name(self) -> str:
+        if self.notebook in ASIDE:
+            return f"{self.notebook}-{self.parameters['env']}"
         return self.notebook if self.notebook == "05_plots" else f"{self.notebook}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        return paths.results_dir(self.parameters["profile"], ASIDE.get(self.notebook, self.parameters["env"]))
 
 
 def plan(
@@ -78,7 +85,7 @@ def reproduce(items: Sequence[Item], say=say_at_once) -> None:
 
     paths.settle_overrides()
     for item in items:
-        folder = paths.results_dir(item.parameters["profile"], item.parameters["env"])
+        folder = item.folder
         source = paths.project_dir() / "notebooks" / f"{item.notebook}.ipynb"
         output = folder / "notebooks" / f"{item.name}.ipynb"
         record = paths.runs_dir(item.parameters["profile"], item.parameters["env"]) / f"{item.name}.json"

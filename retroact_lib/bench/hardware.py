@@ -7,11 +7,15 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pandas as pd
 import psutil
 import torch
 
+from retroact_lib import paths
+from retroact_lib.config import StudyConfig
+from retroact_lib.files import write_text
 from retroact_lib.runs import give_back_memory
 
 
@@ -98,6 +102,25 @@ def medians(table: pd.DataFrame, rate: str, first: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def folder_of(config: StudyConfig) -> Path:
+    """Where tables and figures of speed go."""
+    return paths.results_dir(config.profile, "speed")
+
+
+def save(config: StudyConfig, table: pd.DataFrame, name: str) -> None:
+    """Write a table of speed of this environment."""
+    folder_of(config).mkdir(parents=True, exist_ok=True)
+    write_text(folder_of(config) / f"{name}-{config.env}.csv", table.to_csv(index=False))
+
+
+def read(config: StudyConfig, name: str) -> pd.DataFrame:
+    """Read what `save` wrote. Raises ValueError when it is not there."""
+    file = folder_of(config) / f"{name}-{config.env}.csv"
+    if not file.exists():
+        raise ValueError(f"{file} is not there; run notebook 07 with this profile and environment first.")
+    return pd.read_csv(file)
 
 
 class PeakMemory:
