@@ -148,8 +148,8 @@ class SFTConfig:
     """Examples per update."""
     sft_warmup: int = 8
     """Updates until the peak."""
-    batch_tokens: int = 1024
-    """Tokens of one forward and backward pass, padding included; larger batches accumulate gradients."""
+    batch_tokens: int = 2048
+    """Tokens of one forward and backward pass, once packed; larger batches accumulate gradients."""
     max_tokens: int = 2048
     """Examples longer than this are left out, and counted."""
     truncate: bool = False

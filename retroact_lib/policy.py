@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import inspect
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,15 @@ SHARED_ADAPTER = "default"
 
 
 def device_of(config: PolicyConfig) -> torch.device:
-    """The device on which the policy will live. Raises ValueError for a CUDA device that is not there."""
+    """The device on which the policy will live: of several cards, the one of this process (LOCAL_RANK, else the first).
+
+    Raises ValueError for a CUDA device that is not there.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no CUDA card; use 'auto' or 'cpu'.")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def compute_dtype(config: PolicyConfig) -> torch.dtype:
@@ -110,7 +116,7 @@ class Policy:
                     found.path_or_hub_id,
                     dtype=outer,
                     quantization_config=quantization,
-                    device_map={"": 0} if use_cuda else None,
+                    device_map={"": device.index} if use_cuda else None,
                 )
         except OSError as error:
             raise ValueError(

@@ -148,6 +148,17 @@ def test_sft_stage_leaves_an_adapter_and_a_manifest(config):
     assert stages.train_sft(config.change(sft_lr=1e-5)).key != run.key
 
 
+def test_the_base_model_plays_once_for_all_seeds(config):
+    tables = [stages.evaluate(config.change(seed=seed), None, "base", "test", "sampled") for seed in (0, 1)]
+    assert [table["seed"].unique().tolist() for table in tables] == [[0], [1]]
+    assert tables[0].drop(columns="seed").equals(tables[1].drop(columns="seed"))
+    played = list(paths.runs_dir(config.profile, config.env).glob("rollouts-*"))
+    assert len(played) == 1
+    trained = stages.train_sft(config.change(seed=1))
+    stages.evaluate(config.change(seed=1), trained, "sft", "test", "sampled")
+    assert len(list(played[0].parent.glob("rollouts-*"))) == 2, "a trained policy has episodes of its own"
+
+
 def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
     after, update = [], training.Trainer.update
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from retroact_lib import losses, training
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
-from retroact_lib.decoding import Request, _reading_batches, _Slot, decode
+from retroact_lib.decoding import Request, _inverse, _reading_batches, _Slot, decode
 from retroact_lib.examples import Example, collate, micro_batches
 from retroact_lib.packing import pack, packed_tokens
 from retroact_lib.policy import Policy
@@ -253,6 +253,46 @@ def test_every_token_is_read_once(policy):
     list(decode(policy, [talk()]))
     hook.remove()
     assert sum(read) == width + 3 * more + 4 * 6 - 1  # nobody reads the last token
+
+
+def test_prompts_that_begin_alike_are_read_once(policy):
+    beginning, tails = policy.encode("Once more, all of these prompts begin alike:"), [" Ann.", " Bob.", " Cy.", " Di."]
+    read = []
+
+    def talk(tail):
+        yield Request(beginning + policy.encode(tail), "planner", lambda t: False, 2, 0.0, seed=0, fresh=True)
+
+    hook = policy.causal_lm.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    list(decode(policy, [talk(tail) for tail in tails], num_parallel=4))
+    hook.remove()
+    longest = max(len(policy.encode(tail)) for tail in tails)
+    assert read[0] == (1, len(beginning) + len(policy.encode(tails[0])))
+    assert sum(rows * width for rows, width in read[1:]) <= 3 * longest + 4
+
+
+def test_looking_seldom_changes_no_text(policy, monkeypatch):
+    names = ["Ann", "Bob the builder of very long bridges", "Cy", "Dora and her dog", "Eve"]
+    often = dict(decode(policy, [episode(policy, name, 1.0) for name in names], num_parallel=3))
+    monkeypatch.setattr(policy, "tokens_between_looks", 5)
+    seldom = dict(decode(policy, [episode(policy, name, 1.0) for name in names], num_parallel=3))
+    for i in range(len(names)):
+        assert [reply.ids for reply in often[i]] == [reply.ids for reply in seldom[i]]
+        for mine, other in zip(often[i], seldom[i], strict=True):
+            assert mine.logps == pytest.approx(other.logps, abs=1e-4) and mine.context == other.context
+
+
+def test_draws_invert_the_distribution():
+    draws = torch.Generator().manual_seed(0)
+    mass_BV = torch.softmax(4 * torch.randn(40, 1000, generator=draws), dim=-1)
+    draw_B = torch.rand(40, generator=draws, dtype=torch.float64)
+    sums_BV = mass_BV.double().cumsum(-1)
+    plain_B = (sums_BV <= draw_B[:, None] * sums_BV[:, -1:]).sum(-1)
+    assert torch.equal(_inverse(mass_BV, draw_B), plain_B)
+    certain = torch.zeros(1, 1000)
+    certain[0, 700] = 1.0
+    assert [int(_inverse(certain, torch.tensor([u], dtype=torch.float64))) for u in (0.0, 0.5, 0.999999)] == [700] * 3
 
 
 def test_recorded_log_probs_are_those_of_the_whole_text(policy):
