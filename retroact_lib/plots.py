@@ -211,10 +211,12 @@ def speed(medians: pd.DataFrame, ax: plt.Axes, rate: str, unit: str, ours: str =
     """Median rate of each contender, with the range of its rounds."""
     medians = medians.iloc[::-1]
     colours = [ARMS["retroact"][1] if name == ours else "#999999" for name in medians["contender"]]
-    bars = ax.barh(medians["contender"], medians[rate], color=colours)
+    ax.barh(medians["contender"], medians[rate], color=colours)
     reach = [medians[rate] - medians["lowest"], medians["highest"] - medians[rate]]
     ax.errorbar(medians[rate], range(len(medians)), xerr=reach, fmt="none", color="#333333", lw=1)
-    ax.bar_label(bars, [f"{value:.0f}" if value >= 20 else f"{value:.1f}" for value in medians[rate]], padding=12)
+    for place, (value, end) in enumerate(zip(medians[rate], medians["highest"], strict=True)):
+        name = f"{value:.0f}" if value >= 20 else f"{value:.1f}"
+        ax.annotate(name, (end, place), xytext=(4, 0), textcoords="offset points", va="center")
     ax.set(
         xlabel=f"{unit}, median and range of {medians['rounds'].min()} rounds", xlim=(0, 1.2 * medians["highest"].max())
     )

@@ -93,6 +93,12 @@ def test_training_decoding_and_the_plain_model_agree(family, tokenizer, tmp_path
         for row in rows:
             logp_TV = policy.model(torch.tensor([row.ids])).logits[0].float().log_softmax(-1)
             plain += [float(logp_TV[t - 1, row.ids[t]]) for t in range(len(row.ids)) if row.mask[t]]
+    two_bytes = Policy.load(PolicyConfig(checkpoint=folder, compute_dtype="bfloat16", lora_rank=2), seed=0)
+    two_bytes.load_adapter_state(policy.adapter_state())
+    close = two_bytes.log_probs(batch.ids_BT, batch.mask_BT, "planner")[wanted_BT]
+    close.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in two_bytes.parameters() if parameter.grad is not None)
+    assert (close - trained).abs().mean() < 0.1 * trained.std(), "rounded, and no more than rounded"
     assert trained.std() > 0.3, "log-probs that are all alike would show nothing"
     assert trained.tolist() == pytest.approx(plain, abs=1e-3)
     assert sampled == pytest.approx(plain, abs=1e-3)
