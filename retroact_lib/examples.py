@@ -186,7 +186,7 @@ def render(policy: Policy, example: Example) -> str:
 
 @dataclass
 class Batch:
-    """Examples padded on the right. `behaviour_logp_BT` is None for imitation."""
+    """Examples padded on the right. `behaviour_logp_BT` is None where not all of them are scored."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
@@ -206,7 +206,7 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
     def padded(lists, fill, dtype):
         return torch.tensor([list(x) + [fill] * (longest - len(x)) for x in lists], dtype=dtype, device=device)
 
-    scored = examples[0].behaviour_logp is not None
+    scored = all(example.behaviour_logp is not None for example in examples)
     return Batch(
         ids_BT=padded([e.ids for e in examples], pad_id, torch.long),
         mask_BT=padded([e.mask for e in examples], 0, torch.float32),

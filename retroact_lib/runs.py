@@ -40,6 +40,7 @@ PACKAGES = (
 
 
 MODEL = ("attention", "layers", "packing", "policy")
+"""What computes log-probs, in training and decoding alike."""
 CODE = {
     "expert": ("trajectories", "trials", "prompts", "experts/base", "envs/base", "envs/{env}"),
     "sft": ("prompts", *MODEL, "examples", "losses", "training"),
