@@ -137,6 +137,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: by the mask's layout, or with an ordinary mask as transformers does it.
 
+    By layout there is no dropout of attention weights: adapters are trained, which have a dropout of their own.
     Returns [B, W, H, D] and no weights.
     """
     if s_aux is not None:

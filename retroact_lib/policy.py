@@ -11,8 +11,9 @@ import ctypes
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,8 +53,7 @@ def device_of(config: PolicyConfig) -> torch.device:
 def compute_dtype(config: PolicyConfig) -> torch.dtype:
     """The data type of the products with the frozen weights on this machine.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16: with AVX2 alone a product takes 6 times as long as in float32,
-    and its backward pass 80 times.
+    A CPU without AVX512-BF16 or AMX emulates bfloat16, which takes many times as long as float32.
     """
     if config.compute_dtype != "auto":
         return getattr(torch, config.compute_dtype)
@@ -250,9 +250,9 @@ class Policy:
     def log_probs(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, role: str) -> torch.Tensor:
         """Natural log-probs of the masked tokens, float32, differentiable; 0 elsewhere.
 
-        Shapes: `ids_BT` token ids, padded on the right, where causal attention never looks from the left of it;
-        `mask_BT` 1 where the agent wrote the token (never at position 0, which nothing predicts). Returns [B, T]: entry
-        (b, t) is log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
+        Shapes: `ids_BT` token ids, of which nothing behind a row's last masked token is read; `mask_BT` 1 where the
+        agent wrote the token (never at position 0, which nothing predicts). Returns [B, T]: entry (b, t) is
+        log pi(ids[b, t] | ids[b, :t]). Only masked positions are projected on the vocabulary.
         """
         self.select(self.adapter(role))
         logp_BT = torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device)
@@ -311,28 +311,15 @@ class Policy:
         compute data type) of the linear layers. The 4-bit weights themselves are not touched.
         """
         self.select(adapter)
-        merged = self._merged_layers(adapter) if self._merging_fits() else {}
-        adapted = {layer: layer.forward for layer in merged}
-        for layer, dense in merged.items():
-            layer.forward = dense
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            for layer, forward in adapted.items():
-                layer.forward = forward
+        merged = self._merged_layers(adapter) if self._merging_fits(adapter) else {}
+        with _acting(merged), torch.inference_mode():
+            yield
 
     @contextmanager
     def plain_layers(self) -> Iterator[None]:
         """Inside, the linear layers are those of peft and bitsandbytes: the reference of tests and benchmarks."""
-        ours = {layer: layer.forward for layer in self.linear_layers()}
-        for layer in ours:
-            del layer.forward
-        try:
+        with _acting({layer: partial(type(layer).forward, layer) for layer in self.linear_layers()}):
             yield
-        finally:
-            for layer, forward in ours.items():
-                layer.forward = forward
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:
@@ -354,9 +341,9 @@ class Policy:
             self._merged[adapter] = version, layers
         return self._merged[adapter][1]
 
-    def _merging_fits(self) -> bool:
-        """Whether dense weights take at most half of the card's free memory. A CPU has them."""
-        if self.device.type == "cpu" or self._merged:
+    def _merging_fits(self, adapter: str) -> bool:
+        """Whether dense weights take at most half of the card's free memory, or are there. A CPU has them."""
+        if self.device.type == "cpu" or adapter in self._merged:
             return True
         weights = sum(m.in_features * m.out_features for m in self.linear_layers())
         return 2 * weights * self.compute_dtype.itemsize <= torch.cuda.mem_get_info(self.device)[0]
@@ -367,6 +354,19 @@ class Policy:
         adapted = [layer for layer in layers if isinstance(layer.base_layer, torch.nn.Linear)]
         wrapped = {layer.base_layer for layer in adapted}
         return adapted + [m for m in self.model.modules() if isinstance(m, Linear4bit) and m not in wrapped]
+
+
+@contextmanager
+def _acting(forwards: Mapping[torch.nn.Module, Callable]) -> Iterator[None]:
+    """Inside, each layer computes what stands beside it."""
+    before = {layer: layer.forward for layer in forwards}
+    for layer, forward in forwards.items():
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, forward in before.items():
+            layer.forward = forward
 
 
 def _refuse_unknown(model: PreTrainedModel, name: str) -> None:

@@ -371,7 +371,8 @@ def _shared_model(config: PolicyConfig, seed: int) -> tuple[Policy, dict]:
 def _policy(config: StudyConfig) -> dict:
     found = checkpoints.resolve(config.policy.checkpoint)
     version = {"checkpoint_digest": found.digest, "checkpoint_format": checkpoints.FORMAT}
-    return {**asdict(config.policy), "compute_dtype": str(compute_dtype(config.policy)), **version}
+    dtype = str(compute_dtype(config.policy)).removeprefix("torch.")
+    return {**asdict(config.policy), "compute_dtype": dtype, **version}
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:

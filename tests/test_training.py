@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from retroact_lib import losses, training
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
 from retroact_lib.decoding import Request, _inverse, _reading_batches, _Slot, decode
-from retroact_lib.examples import Example, collate, micro_batches
+from retroact_lib.examples import Example, collate, micro_batches, within
 from retroact_lib.packing import pack, packed_tokens
-from retroact_lib.policy import Policy
+from retroact_lib.policy import Policy, compute_dtype
 from retroact_lib.runs import Run
 
 EXACT = dict(compute_dtype="float32", lora_rank=4, lora_alpha=8)
@@ -87,14 +87,16 @@ def test_only_what_predicts_an_agent_token_gets_a_gradient(policy):
 
 
 def rows_that_overlap():
-    """Three tasks under one instruction: a trial with its reflection, the same trial again, two others."""
+    """Three tasks under one instruction: a trial with its reflection, the same trial again, two others.
+
+    Of the last other the agent wrote some of what all share.
+    """
     instruction, trial = list(range(100, 120)), [7, 8, 9, 10, 11, 12]
     failed = Example("planner", instruction + trial, [0] * 21 + [1, 1, 0, 1, 1], reward=0.5)
     looked_back = Example("reflector", failed.ids + [20, 21, 22, 23], [0] * 27 + [1, 1, 1], reward=0.7)
-    others = [
-        Example("planner", instruction + [first, 30, 31, 32], [0] * 22 + [1, 1], reward=1.0) for first in (50, 51)
-    ]
-    return [others[0], failed, looked_back, others[1], failed]
+    other = Example("planner", instruction + [50, 30, 31, 32], [0] * 22 + [1, 1], reward=1.0)
+    last = Example("planner", instruction + [51, 30, 31, 32], [0] * 15 + [1] * 5 + [0, 0, 1, 1], reward=1.0)
+    return [other, failed, looked_back, last, failed]
 
 
 def test_rows_in_one_line_share_their_beginning_and_hold_one_another():
@@ -111,8 +113,10 @@ def test_rows_in_one_line_share_their_beginning_and_hold_one_another():
     assert alone.layout.shared == 0 and alone.layout.rests == [23] and packed_tokens([rows[0].ids]) == 24
 
 
-def test_packed_rows_have_the_loss_and_gradient_of_rows_one_by_one(policy):
-    rows = rows_that_overlap() + some_examples()
+@pytest.mark.parametrize("more", [0, 7])
+def test_packed_rows_have_the_loss_and_gradient_of_rows_one_by_one(policy, more):
+    """With a shared beginning, and beside `more` rows that share nothing."""
+    rows = rows_that_overlap() + some_examples(more)
     one_by_one = gradients(policy, rows, [[i] for i in range(len(rows))])
     together = gradients(policy, rows, [list(range(len(rows)))])
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-6)
@@ -132,6 +136,24 @@ def test_micro_batches_put_rows_together_that_share_and_count_them_packed():
     assert all(len(group) == 1 or packed_tokens([rows[i].ids for i in group]) <= 33 for group in groups)
     assert all(len({rows[i].role for i in group}) == 1 for group in micro_batches(rows, 1000, apart=True))
     assert len(list(micro_batches(rows, 1000))) == 1
+
+
+def test_long_examples_are_left_out_or_cut():
+    long = Example("planner", [1] * 9, [0] * 4 + [1] * 5, behaviour_logp=[0.0] * 4 + [-1.0] * 5)
+    late, short = dataclasses.replace(long, mask=[0] * 8 + [1]), Example("planner", [1] * 6, [0] * 5 + [1])
+    assert within([long, late, short], 6) == [short]
+    cut, kept = within([long, late, short], 6, truncate=True)
+    assert kept is short and cut.ids == [1] * 6 and cut.mask == [0] * 4 + [1, 1]
+    assert cut.behaviour_logp == [0.0] * 4 + [-1.0, -1.0] and cut.sampled_logp is None
+
+
+@pytest.mark.parametrize(
+    "has, wanted", [({}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16")]
+)
+def test_the_data_type_is_what_the_cpu_computes_in(monkeypatch, has, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert compute_dtype(PolicyConfig(device="cpu")) == getattr(torch, wanted)
+    assert compute_dtype(PolicyConfig(device="cpu", compute_dtype="float16")) == torch.float16
 
 
 def test_an_adapted_layer_computes_what_peft_does(policy):

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from retroact_lib import prompts
+from retroact_lib.bench.hardware import OURS
 from retroact_lib.config import RolloutConfig
 from retroact_lib.decoding import Request, decode
 from retroact_lib.envs.base import Env, Task
-from retroact_lib.policy import Policy
+from retroact_lib.policy import SHARED_ADAPTER, Policy
 from retroact_lib.rollout import rollouts
 from retroact_lib.trajectories import Trial
 from retroact_lib.trials import Attempt
-
-OURS = "RetroAct"
 
 
 def contenders(
@@ -105,19 +104,17 @@ def _play(
     policy: Policy, env: Env, tasks: Sequence[Task], how: RolloutConfig, answer: Answer, dense: bool
 ) -> list[Trial]:
     """One trial at each task, all of them step by step; `answer` reads each history from its beginning."""
-    attempts = [Attempt(env, task, [], how.max_steps, how.max_repeats) for task in tasks]
     texts = [policy.planner_prompt_ids(env.instruction, task.question) for task in tasks]
-    with policy.plain_layers(), policy.decoding("default") if dense else nullcontext(), policy.plain_attention():
+    weights = policy.decoding(SHARED_ADAPTER) if dense else nullcontext()
+    with ExitStack() as open_attempts, policy.plain_layers(), weights, policy.plain_attention():
+        played = (Attempt(env, task, [], how.max_steps, how.max_repeats) for task in tasks)
+        attempts = [open_attempts.enter_context(attempt) for attempt in played]
         while live := [i for i, attempt in enumerate(attempts) if not attempt.over][: how.num_parallel]:
             for i, written in zip(live, answer([texts[i] for i in live]), strict=True):
                 text, step = policy.decode(written), attempts[i].step
                 observation = attempts[i].act(text, prompts.parse_agent_text(text)[1], written)
                 texts[i] += written + policy.encode(prompts.environment_text(step, observation))
-    trials = []
-    for attempt in attempts:
-        with attempt:
-            trials.append(attempt.record())
-    return trials
+        return [attempt.record() for attempt in attempts]
 
 
 class _Stops(StoppingCriteria):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from retroact_lib import training
@@ -71,10 +72,12 @@ def time_by_part(policy: Policy, examples: Sequence[Example], folder: Path) -> p
     term = training.Term(examples, training.imitation_term)
     trainer.update([term])
     on_cuda = policy.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as seen:
         trainer.update([term])
     spent = dict.fromkeys([*PARTS, "element-wise and the rest"], 0.0)
     for event in seen.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel of the card counts for the operation that started it
         words = (part for part, names in PARTS.items() if any(name in event.key.lower() for name in names))
         part = next(words, "element-wise and the rest")
         spent[part] += event.self_device_time_total if on_cuda else event.self_cpu_time_total

@@ -18,6 +18,9 @@ from retroact_lib.config import StudyConfig
 from retroact_lib.files import write_text
 from retroact_lib.runs import give_back_memory
 
+OURS = "RetroAct"
+"""Our own name among the contenders."""
+
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, repetitions: int = 9) -> float:
     """Best rate of a square matrix product, in GFLOP/s."""
@@ -135,7 +138,8 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(self.device)
         else:
             give_back_memory()  # what is freed and kept would be used again unseen
-            self._before, self._most, self._over = _resident(), 0, threading.Event()
+            self._before = self._most = _resident()
+            self._over = threading.Event()
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
         return self
@@ -149,7 +153,9 @@ class PeakMemory:
         self.gib = (self._most - self._before) / 2**30
 
     def _look(self) -> None:
-        while not self._over.wait(0.005):
+        over = False
+        while not over:
+            over = self._over.wait(0.005)
             self._most = max(self._most, _resident())
 
 

@@ -13,14 +13,13 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from retroact_lib import training
-from retroact_lib.bench.hardware import seconds
+from retroact_lib.bench.hardware import OURS, seconds
 from retroact_lib.config import SFTConfig
 from retroact_lib.examples import Example
 from retroact_lib.packing import packed_tokens
 from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
 
-OURS = "RetroAct"
 WHOLE = 1 << 20
 """More tokens than any update has: one pass."""
 
