@@ -20,6 +20,8 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "retroact"
 """Under which transformers knows `attention`."""
+QUERIES_AT_ONCE = (128, 512)
+"""On a CPU and on a card: queries of a row that attend together, so that later keys are not computed in vain."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,22 @@ class PackedRows:
 
     def attend(self, kernel, query_BHWD, key_BGSD, value_BGSD):
         queries, keys, values = (x.split([self.shared, *self.rests], dim=2) for x in (query_BHWD, key_BGSD, value_BGSD))
-        seen = []
-        for query, key, value in zip(queries, keys, values, strict=True):
-            if seen and self.shared:
+        seen_BHWD = []
+        for row, (query, key, value) in enumerate(zip(queries, keys, values, strict=True)):
+            if row and self.shared:
                 key, value = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
-            if seen or self.shared:
-                seen.append(kernel(query, key, value, self._mask(query, key, kernel.window)))
-            else:
-                seen.append(query)  # there is no shared beginning
-        return torch.cat(seen, dim=2)
+            if not query.shape[2]:
+                continue  # there is no shared beginning
+            last = key.shape[2] - query.shape[2]
+            for part in query.split(QUERIES_AT_ONCE[self.device.type != "cpu"], dim=2):
+                last += part.shape[2]  # no query of this part looks at a later key
+                near_key, near_value = key[:, :, :last], value[:, :, :last]
+                mask = self._mask(part, near_key, kernel.window)
+                seen_BHWD.append(kernel(part, near_key, near_value, mask))
+        return torch.cat(seen_BHWD, dim=2)
 
     def _mask(self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, window: int | None) -> torch.Tensor:
-        """The mask of one row, made once for all layers."""
+        """The mask of the last queries of these keys, made once for all layers."""
         queries, keys, heads = query_BHWD.shape[2], key_BGSD.shape[2], query_BHWD.shape[1] // key_BGSD.shape[1]
         window = window if window is not None and window < keys else None
         name = (queries, keys, window, heads)
