@@ -48,7 +48,7 @@ setup: $(STAMP) ## install everything, fetch weights and databases, check their 
 test: $(STAMP) ## check the style, run the tests, check the notebooks' outputs
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n 2 --dist worksteal
 	$(RUN) -m pytest --nbval --nbval-current-env notebooks
 
 reproduce: $(STAMP) ## run the study: PROFILE=laptop SEEDS="0 1 2" ENV=intercode_sql ARGS="--only 03_joint_rl"

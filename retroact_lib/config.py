@@ -113,6 +113,8 @@ class RolloutConfig:
     """Tokens of a trial and its reflection; a trial is cut off while there is still space for the reflection."""
     num_parallel: int = 32
     """Episodes decoded at once."""
+    engine: str = "native"
+    """What decodes: ``native``, our own slots, or ``transformers``, its continuous batching."""
     chunk: int = 96
     """Episodes between two saves; a killed chunk is played again from its start."""
 
@@ -127,6 +129,9 @@ class RolloutConfig:
 
     def __post_init__(self):
         _require(self.trials >= 1, f"trials (K) is {self.trials}; expected at least 1.")
+        _require(
+            self.engine in ("native", "transformers"), f"engine is {self.engine!r}; expected native or transformers."
+        )
         _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
         for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "num_parallel", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")

@@ -47,8 +47,8 @@ class Reply:
     text: str
     ids: list[int]
     """Sampled token ids, an end token included."""
-    logps: list[float]
-    """Natural log-probs of `ids` at temperature 1, float32."""
+    logps: list[float] | None
+    """Natural log-probs of `ids` at temperature 1, float32; None where the engine does not say."""
     context: int
     """Tokens that the slot now holds, `ids` included."""
 

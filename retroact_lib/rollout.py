@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator, Sequence
 
 from retroact_lib import prompts
 from retroact_lib.config import RolloutConfig
-from retroact_lib.decoding import Reply, Request, decode
+from retroact_lib.decoding import Reply, Request
+from retroact_lib.engines import ENGINES
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Reflection, Trajectory, Trial
@@ -18,18 +19,19 @@ def rollouts(
 ) -> Iterator[tuple[int, Trajectory]]:
     """Play episodes, each a task and a seed, many at once; yields (position in `episodes`, trajectory) as each ends.
 
-    Every draw is seeded by (seed, task, trial, step), so a result depends on neither batch size nor order.
+    Every draw is seeded by (seed, task, trial, step), so a result depends on neither batch size nor order (with the
+    engine ``native``).
     """
     if not episodes:
         raise ValueError("There are no episodes to roll out.")
     played = (play(policy, env, task, config, seed) for task, seed in episodes)
-    return decode(policy, played, config.num_parallel)
+    return ENGINES[config.engine](policy, played, config)
 
 
 def play(
     policy: Policy, env: Env, task: Task, config: RolloutConfig, seed: int
 ) -> Generator[Request, Reply, Trajectory]:
-    """Up to K trials at one task with a reflection after each failure, as a conversation with `decode`."""
+    """Up to K trials at one task with a reflection after each failure, as a conversation with an engine."""
     trajectory = Trajectory(task.id, task.question, task.family)
     for k in range(config.trials):
         reflections = [r.text for r in trajectory.reflections]

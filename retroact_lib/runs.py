@@ -44,7 +44,7 @@ MODEL = ("attention", "layers", "packing", "policy")
 CODE = {
     "expert": ("trajectories", "trials", "prompts", "experts/base", "envs/base", "envs/{env}"),
     "sft": ("prompts", *MODEL, "examples", "losses", "training"),
-    "rollouts": ("prompts", *MODEL, "decoding", "trials", "rollout", "envs/base", "envs/{env}"),
+    "rollouts": ("prompts", *MODEL, "decoding", "engines", "trials", "rollout", "envs/base", "envs/{env}"),
     "examples": ("prompts", *MODEL, "trajectories", "examples", "training"),
     "rl": ("prompts", *MODEL, "examples", "losses", "training"),
 }

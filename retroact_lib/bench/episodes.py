@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -26,12 +27,14 @@ def contenders(
     """By name, what plays one greedy trial at each task: `tasks`, or the first `few` where prompts go one by one.
 
     The peers read the whole history at every step. They are lent our merged dense weights, or use the 4-bit layers as
-    they come ("stock"). "One at a time" is the authors' loop: one prompt, and two calls a step (a thought, an action).
-    Each returns `episodes_per_minute`, the number `solved`, and the `actions` of each trial.
+    they come ("stock"). "Continuous batching" is transformers' own, our other engine. "One at a time" is the authors'
+    loop: one prompt, and two calls a step (a thought, an action). Each returns `episodes_per_minute`, the number
+    `solved`, and the `actions` of each trial.
     """
     together, alone = (lambda texts: _generate(policy, texts, how)), (lambda texts: _two_calls(policy, texts, how))
     made = {
         OURS: lambda: play(policy, env, tasks, how),
+        "continuous batching": lambda: play(policy, env, tasks, replace(how, engine="transformers")),
         "generate, batched": lambda: _play(policy, env, tasks, how, together, dense=True),
         "generate, batched, stock": lambda: _play(policy, env, tasks, how, together, dense=False),
         "one at a time": lambda: _play(policy, env, tasks[:few], how, alone, dense=True),
