@@ -5,6 +5,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
+from retroact_lib import attention
 from retroact_lib.config import PolicyConfig
 from retroact_lib.decoding import Request, decode
 from retroact_lib.examples import Example, collate
@@ -37,6 +38,12 @@ FAMILIES = {
     "GPTNeoX": {},
     "Mixtral": dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
+
+
+@pytest.fixture(autouse=True)
+def several_parts(monkeypatch):
+    """The texts here are short; longer ones attend in several parts."""
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", (5, 5))
 
 
 def make_checkpoint(folder, family: str, tokenizer, **more) -> str:
