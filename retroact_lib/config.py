@@ -47,7 +47,7 @@ class DataConfig:
     expert_trials: int = 2
     """K of the expert."""
     mistake_rate: float = 0.3
-    """Share of expert episodes whose first trial holds a mistake."""
+    """Share of expert episodes whose first trial holds a slip: mended there if the observation betrays it."""
 
     def __post_init__(self):
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
@@ -163,12 +163,18 @@ class SFTConfig:
     """Largest global gradient norm."""
     mask_observations: bool = True
     """False trains on environment tokens as if the agent had written them (the authors' release does)."""
+    mask_slips: bool = True
+    """False imitates an expert's slips too, not only what mended them."""
+    il_weighting: str = "example"
+    """What counts alike in L_IL: every ``example`` (the authors' release), or every agent ``token`` of an update."""
     save_every: int = 10
     """Updates between two training checkpoints."""
 
     def __post_init__(self):
         for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        known = ("example", "token")
+        _require(self.il_weighting in known, f"il_weighting is {self.il_weighting!r}; expected one of {known}.")
         for name in ("sft_lr", "grad_clip"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0.")
 
@@ -442,6 +448,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "planner_only": {"roles": "planner"},
     "reflector_only": {"roles": "reflector"},
     "unmasked": {"mask_observations": False},
+    "slips_imitated": {"mask_slips": False},
     "ppo": {"objective": "ppo"},
     "separate_adapters": {"separate_adapters": True},
     "continued_sft": {"pg_weight": 0.0},

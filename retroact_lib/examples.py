@@ -45,14 +45,23 @@ class Example:
 
 
 def imitation_examples(
-    policy: Policy, env: Env, trajectories: Iterable[Trajectory], mask_observations: bool = True
+    policy: Policy,
+    env: Env,
+    trajectories: Iterable[Trajectory],
+    mask_observations: bool = True,
+    mask_slips: bool = True,
 ) -> list[Example]:
-    """D_IL: successful trials for the planner; for the reflector, reflections after which the reward rose."""
+    """D_IL: successful trials for the planner; for the reflector, reflections after which the reward rose.
+
+    A slip of a successful trial stays in the context, with mask 0: what mended it is imitated and the slip is not. A
+    trial that was right by slips alone is left out.
+    """
     made = []
     for trajectory in trajectories:
         for k, trial in enumerate(trajectory.trials):
             if trial.success:
-                made.append(_planner_example(policy, env, trajectory, trial, mask_observations))
+                example = _planner_example(policy, env, trajectory, trial, mask_observations, mask_slips)
+                made += [example] if any(example.mask) else []
             if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
                 made.append(_reflector_example(policy, env, trajectory, k))
     return made
@@ -115,10 +124,10 @@ def authors_examples(policy: Policy, path: str | Path, mask_observations: bool =
 
 
 def _planner_example(
-    policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool
+    policy: Policy, env: Env, trajectory: Trajectory, trial: Trial, mask_observations: bool, mask_slips: bool = True
 ) -> Example:
     prompt = policy.planner_prompt_ids(env.instruction, trajectory.question, trial.reflections)
-    return _example("planner", prompt, _segments(policy, trial), mask_observations, trajectory.task_id)
+    return _example("planner", prompt, _segments(policy, trial, mask_slips), mask_observations, trajectory.task_id)
 
 
 def _reflector_example(policy: Policy, env: Env, trajectory: Trajectory, k: int) -> Example:
@@ -138,13 +147,16 @@ class _Segment(NamedTuple):
     agent: bool
     logps: list[float] | None = None
     """The sampler's record of their log-probs; None where a script wrote them."""
+    masked: bool = False
+    """Whether they carry no loss whoever wrote them: a slip."""
 
 
-def _segments(policy: Policy, trial: Trial) -> list[_Segment]:
+def _segments(policy: Policy, trial: Trial, mask_slips: bool = True) -> list[_Segment]:
     """The steps of a trial up to the agent's last."""
     segments = []
     for step, turn in enumerate(trial.turns, 1):
-        segments.append(_Segment(policy.encode(turn.text) if turn.ids is None else turn.ids, True, turn.logps))
+        ids = policy.encode(turn.text) if turn.ids is None else turn.ids
+        segments.append(_Segment(ids, True, turn.logps, masked=turn.slip and mask_slips))
         if step < len(trial.turns):
             segments.append(_Segment(policy.encode(prompts.environment_text(step, turn.observation)), False))
     return segments
@@ -156,7 +168,8 @@ def _example(
     ids, mask, logps = list(prompt), [0] * len(prompt), [0.0] * len(prompt)
     for segment in segments:
         ids += segment.ids
-        mask += [int(segment.agent or not mask_observations)] * len(segment.ids)
+        carries = (segment.agent or not mask_observations) and not segment.masked
+        mask += [int(carries)] * len(segment.ids)
         logps += segment.logps or [0.0] * len(segment.ids)
     sampled = any(segment.logps for segment in segments)
     return Example(role, ids, mask, sampled_logp=logps if sampled else None, task_id=task_id)

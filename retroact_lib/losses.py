@@ -18,8 +18,17 @@ def agent_mean(value_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 
 
 def imitation_loss(logp_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """L_IL = - E[ sum_t m_t log pi_theta(y_t | x, y_<t) / sum_t m_t ], a scalar."""
+    """L_IL = - E[ sum_t m_t log pi_theta(y_t | x, y_<t) / sum_t m_t ], a scalar: every example counts alike."""
     return -agent_mean(logp_BT, mask_BT).mean()
+
+
+def imitation_loss_by_token(logp_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """L_IL with every agent token of the batch counting alike, whoever's example it is in, a scalar."""
+    return agent_mean(-logp_BT.reshape(1, -1), mask_BT.reshape(1, -1)).mean()
+
+
+IMITATION = {"example": imitation_loss, "token": imitation_loss_by_token}
+"""`SFTConfig.il_weighting` -> L_IL."""
 
 
 def truncated_loss(

@@ -24,6 +24,7 @@ ARMS = {
     "planner_only": ("planner examples only", "#E69F00"),
     "reflector_only": ("reflector examples only", "#56B4E9"),
     "unmasked": ("observations not masked", "#F0E442"),
+    "slips_imitated": ("slips imitated", "#332288"),
     "ppo": ("ppo objective", "#009E73"),
     "separate_adapters": ("separate adapters", "#7F5F3F"),
     "continued_sft": ("continued SFT", "#004488"),

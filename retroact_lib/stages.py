@@ -129,7 +129,8 @@ def train_sft(config: StudyConfig) -> Run:
 def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Example]:
     """D_IL as token examples."""
     trajectories = read_trajectories(demonstrate(config).file(TRAJECTORIES))
-    return examples.imitation_examples(policy, environment(config), trajectories, config.sft.mask_observations)
+    masks = config.sft.mask_observations, config.sft.mask_slips
+    return examples.imitation_examples(policy, environment(config), trajectories, *masks)
 
 
 def roll_out(

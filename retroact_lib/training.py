@@ -42,7 +42,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
         if update and update % per_epoch == 0:
             replace_folder(run.path / EPOCH_ADAPTER.format(update // per_epoch), policy.save)
-        trainer.update([Term([examples[i] for i in plan[update]], imitation_term)])
+        trainer.update([imitation_term([examples[i] for i in plan[update]], config.il_weighting)])
 
 
 def joint_rl(
@@ -74,10 +74,6 @@ def joint_rl(
         logratios.append((logp_BT.detach() - batch.behaviour_logp_BT)[batch.mask_BT.bool()])
         return config.pg_weight * loss, {"pg_loss": float(loss.detach()), "reward": float(batch.reward_B.mean())}
 
-    def il_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, metrics = imitation_term(logp_BT, batch)
-        return config.il_weight * loss, metrics
-
     def ratios() -> dict[str, float]:
         seen = losses.ratio_metrics(torch.cat(logratios), config.eps) if logratios else {}
         logratios.clear()
@@ -99,7 +95,8 @@ def joint_rl(
             # Without dropout: the ratio compares two policies, not two draws of a mask.
             terms.append(Term([pg_examples[i] for i in pg_plan[update]], pg_term, dropout=False))
         if use_il:
-            terms.append(Term([il_examples[i] for i in il_plan[update]], il_term))
+            shown = [il_examples[i] for i in il_plan[update]]
+            terms.append(imitation_term(shown, sft_config.il_weighting, config.il_weight))
         trainer.update(terms, ratios)
 
 
@@ -140,6 +137,14 @@ class Term:
     examples: Sequence[Example]
     loss: Callable[[torch.Tensor, Batch], tuple[torch.Tensor, dict[str, float]]]
     dropout: bool = True
+    by_token: bool = False
+    """Whether `loss` counts agent tokens alike, not examples."""
+
+    def share(self, examples: Sequence[Example]) -> float:
+        """What a pass over some of the term's examples counts in its loss; over all of them, 1."""
+        if not self.by_token:
+            return len(examples) / len(self.examples)
+        return sum(sum(example.mask) for example in examples) / sum(sum(example.mask) for example in self.examples)
 
 
 class Trainer:
@@ -190,7 +195,7 @@ class Trainer:
                             continue
                         part = self._collate([shown[group[b]] for b in own])
                         loss, seen = term.loss(logp_BT[own, : part.ids_BT.shape[1]], part)
-                        share = len(own) / len(term.examples)
+                        share = term.share([shown[group[b]] for b in own])
                         losses_of_terms.append(share * loss)
                         for name, value in {"loss": float(loss.detach()), **seen}.items():
                             metrics[name] = metrics.get(name, 0.0) + share * value
@@ -248,10 +253,14 @@ class Trainer:
                 )
 
 
-def imitation_term(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """The imitation loss, as a term of an update."""
-    loss = losses.imitation_loss(logp_BT, batch.mask_BT)
-    return loss, {"il_loss": float(loss.detach())}
+def imitation_term(examples: Sequence[Example], weighting: str = "example", weight: float = 1.0) -> Term:
+    """`weight` times L_IL over `examples`, as a term of an update."""
+
+    def loss(logp_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        found = losses.IMITATION[weighting](logp_BT, batch.mask_BT)
+        return weight * found, {"il_loss": float(found.detach())}
+
+    return Term(examples, loss, by_token=weighting == "token")
 
 
 def _plan(examples: int, batch: int, updates: int, seed: int) -> list[list[int]]:

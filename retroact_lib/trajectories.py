@@ -31,6 +31,8 @@ class Turn:
     """Sampled token ids of `text`; None when a script wrote it."""
     logps: list[float] | None = None
     """Natural log-probability of each sampled token under the policy that wrote it, float32, temperature 1."""
+    slip: bool = False
+    """Whether an expert meant this step to be wrong: later steps follow from it, and nobody is to imitate it."""
 
 
 @with_config(_EXACTLY)
@@ -240,7 +242,7 @@ def _trial_html(trial: Trial, title: str = "Trial", memory: bool = True) -> str:
         parts += [_line_html("reflection", f"Reflection {i}", text) for i, text in enumerate(trial.reflections, 1)]
     for i, turn in enumerate(trial.turns, 1):
         thought, action = prompts.parse_agent_text(turn.text)
-        parts.append(_line_html("thought", f"Thought {i}", thought))
+        parts.append(_line_html("thought", f"Thought {i}{' (slip)' if turn.slip else ''}", thought))
         parts.append(_line_html("action", f"Action {i}", turn.action or action))
         if turn.observation:
             parts.append(_line_html("observation", f"Observation {i}", turn.observation))

@@ -36,10 +36,17 @@ class Attempt:
         """The number of the step to come, from 1."""
         return len(self.turns) + 1
 
-    def act(self, text: str, action: str, ids: list[int] | None = None, logps: list[float] | None = None) -> str:
+    def act(
+        self,
+        text: str,
+        action: str,
+        ids: list[int] | None = None,
+        logps: list[float] | None = None,
+        slip: bool = False,
+    ) -> str:
         """Carry out an action, which was read from `text`; returns the observation."""
         answer = self._episode.step(action)
-        self.turns.append(Turn(text, action, answer.observation, ids, logps))
+        self.turns.append(Turn(text, action, answer.observation, ids, logps, slip))
         latest = [turn.action for turn in self.turns[-self.max_repeats :]]
         repeated = self.max_repeats > 0 and latest == [action] * self.max_repeats
         self.over = answer.done or repeated or len(self.turns) >= self.max_steps

@@ -74,6 +74,30 @@ def test_unmasked_rows_train_on_observations_but_never_on_the_prompt(policy, env
     assert "How many" not in agent_text(policy, unmasked)
 
 
+def slipped():
+    """A trial that mends its first step, and one that is right by a slip alone."""
+    right = trajectory(1.0)
+    right.trials[0].turns[0] = dataclasses.replace(right.trials[0].turns[0], slip=True)
+    lucky = trajectory(1.0)
+    lucky.trials[0].turns = [dataclasses.replace(turn, slip=True) for turn in lucky.trials[0].turns]
+    return [right, lucky]
+
+
+def test_a_slip_stays_in_the_context_and_carries_no_loss(policy, env):
+    (row,) = imitation_examples(policy, env, slipped())
+    (plain,) = imitation_examples(policy, env, [trajectory(1.0)])
+    assert row.ids == plain.ids  # the same text is read
+    assert agent_text(policy, row) == " Trial 1 ends.\nAction 2: submit\n"
+    (unmasked, _) = imitation_examples(policy, env, slipped(), mask_observations=False)
+    assert "Trial 1 looks" not in agent_text(policy, unmasked) and "[('singer',)]" in agent_text(policy, unmasked)
+
+
+def test_an_arm_may_imitate_slips(policy, env):
+    rows = imitation_examples(policy, env, slipped(), mask_slips=False)
+    (plain,) = imitation_examples(policy, env, [trajectory(1.0)])
+    assert [row.mask for row in rows] == [plain.mask, plain.mask]
+
+
 def test_the_authors_alfworld_rows_train_on_commands_alone(policy, tmp_path):
     task = "You are in the middle of a room. Your task is to: put a mug in desk.\n"
     output = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import http.server
+import itertools
 import json
 import os
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -17,10 +19,12 @@ import pytest
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Episode, Step, Task
+from retroact_lib.envs.intercode_sql import expert
 from retroact_lib.envs.intercode_sql.env import InterCodeSQL
 from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
 from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
 from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
+from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE, SYNTAX, TABLE, problem, rows_of
 from retroact_lib.experts import expert_for, expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
 from retroact_lib.trials import draw_seed
@@ -49,6 +53,16 @@ GOLD = {
 TASKS = [Task(f"toy/{k}", question, k, {"db": "toy", "gold": gold}) for k, (question, gold) in GOLD.items()]
 
 
+def mysql_words(error: str) -> str:
+    """SQLite's message as MySQL would put it."""
+    name = error.rpartition(": ")[2]
+    if error.startswith("no such table"):
+        return f"Table 'toy.{name}' doesn't exist"
+    if error.startswith("no such column"):
+        return f"Unknown column '{name}' in 'field list'"
+    return error
+
+
 class ToyEpisode(Episode):
     def __init__(self, env: ToyEnv, task: Task) -> None:
         self.env, self.task, self.last, self.text = env, task, None, ""
@@ -61,14 +75,14 @@ class ToyEpisode(Episode):
         sql, self.last = action[8:-1], None
         if sql == "SHOW TABLES":
             self.text = str([(t,) for t in TABLES])
-        elif sql.startswith("DESC "):
+        elif sql.startswith("DESC ") and sql[5:] in TABLES:
             self.text = str(TABLES[sql[5:]])
         else:
             try:
-                self.last = self.env.run(sql)
+                self.last = self.env.run(re.sub("^DESC ", "SELECT * FROM ", sql))
                 self.text = str(self.last)
             except sqlite3.Error as error:
-                self.text = f"Error executing query: {error}"
+                self.text = f"Error executing query: {mysql_words(str(error))}"
         return Step(self.text)
 
     def reward(self) -> float:
@@ -139,12 +153,12 @@ def test_the_agent_text_is_the_one_format(toy):
                     thought, action = prompts.parse_agent_text(turn.text)
                     assert action == turn.action and turn.text == prompts.agent_text(i, thought, action)
                     assert prompts.action_complete(turn.text)
-                    assert 3 <= len(thought.split()) <= 36, thought
+                    assert 3 <= len(thought.split()) <= 50, thought
 
 
 def test_failure_reflection_and_success(toy):
     seen = 0
-    for seed in range(30):
+    for seed in range(60):
         trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=3, seed=seed, mistake_rate=1.0)
         trials = trajectory.trials
         assert trials[-1].success and len(trials) <= 3
@@ -166,6 +180,7 @@ def test_the_evaluator_decides(toy, monkeypatch):
     monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: harmless)
     (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[0], seed=1, mistake_rate=1.0).trials
     assert trial.success and trial.turns[-2].action == f"execute[{harmless.sql}]"
+    assert [turn.slip for turn in trial.turns] == [False, False, True, True]  # yet nobody is to imitate it
 
     monkeypatch.setattr(ToyEpisode, "reward", lambda self: 0.25)
     trajectory = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=1, mistake_rate=0.0)
@@ -178,10 +193,11 @@ def test_slips_that_cut_a_trial_short(toy, monkeypatch):
     repeated = MISTAKES["repeated_error"](query, random.Random(0))
     monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: repeated)
     first = ScriptedSQLExpert().demonstrate(toy, TASKS[0], max_trials=2, seed=0, mistake_rate=1.0).trials[0]
-    assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[1:]}) == 1
-    assert not first.success
+    looked = sum("SHOW" in turn.action or "DESC" in turn.action for turn in first.turns)
+    assert len(first.turns) == toy.max_steps and len({t.action for t in first.turns[looked:]}) == 1
+    assert not first.success and all(turn.slip for turn in first.turns[looked:])
     stopped = ScriptedSQLExpert().demonstrate(toy, TASKS[0], 2, 0, 1.0, max_repeats=2).trials[0]
-    assert stopped.turns == first.turns[: len(stopped.turns)] and len(stopped.turns) == 3  # as a policy would be
+    assert stopped.turns == first.turns[: looked + 2]  # cut off as a policy would be
 
     early = MISTAKES["submitted_early"](query, random.Random(0))
     monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: early)
@@ -205,6 +221,84 @@ def test_slips_that_cut_a_trial_short(toy, monkeypatch):
 )
 def test_an_action_ends_with_its_line_once_its_bracket_is_closed(text, complete, action):
     assert (prompts.action_complete(text), prompts.parse_agent_text(text)) == (complete, ("T", action))
+
+
+def slipping(monkeypatch, *mistakes: Mistake) -> None:
+    """Have the next sessions draw these slips."""
+    left = list(mistakes)
+    monkeypatch.setattr(expert, "draw_mistake", lambda *args, **kwargs: left.pop(0) if left else None)
+    monkeypatch.setattr(expert, "SECOND_SLIP", float(len(mistakes) > 1))
+
+
+def thoughts(trial) -> list[str]:
+    return [prompts.parse_agent_text(turn.text)[0] for turn in trial.turns]
+
+
+@pytest.mark.parametrize(
+    ("family", "sql", "mode", "looks", "thought"),
+    [
+        ("max", "SELECT MAX(years) FROM singer", "query", [], "There is no column years. The columns of singer are"),
+        ("max", "SELECT MAX(Age) FROM singers", "query", [], "There is no table singers: the tables are singer and"),
+        ("max", "SELECT MAX(Age) FROM pop", "guess", ["SHOW TABLES", "DESC singer"], "There is no table pop."),
+        ("max", "SELECT Age FROM singer", "query", [], "These are rows, and the question asks for the highest Age."),
+        ("top", "SELECT * FROM singer ORDER BY Age DESC LIMIT 1", "query", [], "These rows hold more than Name."),
+        ("top", "SELECT Name FROM singer ORDER BY Age", "query", [], "These are more rows than the one that"),
+        ("distinct", "SELECT Country FROM singer", "query", [], "France comes more than once."),
+        (
+            "count",
+            "SELECT COUNT(*) FROM singer WHERE Name = 'France'",
+            "query",
+            ["SELECT DISTINCT Country FROM singer LIMIT 5"],
+            "values of Country.",
+        ),
+        (
+            "join",
+            "SELECT T2.Title FROM singer AS T1 JOIN song AS T2 ON T1.Name = T2.Singer_ID WHERE T1.Country = 'France'",
+            "query",
+            [],
+            "Nothing joins on Name = Singer_ID. singer and song share Singer_ID.",
+        ),
+    ],
+)
+def test_a_slip_that_shows_is_mended_in_its_trial(toy, monkeypatch, family, sql, mode, looks, thought):
+    task = next(task for task in TASKS if task.family == family)
+    slipping(monkeypatch, Mistake("any", sql, "did it wrong", "do it right", mode))
+    monkeypatch.setattr(random.Random, "random", lambda self: 0.9)  # the guess comes before anything is listed
+    (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=1.0).trials
+    at = next(i for i, turn in enumerate(trial.turns) if turn.slip)
+    assert trial.turns[at].action == f"execute[{sql}]" and sum(turn.slip for turn in trial.turns) == 1
+    after = [turn.action for turn in trial.turns[at + 1 :]]
+    assert after == [*(f"execute[{look}]" for look in looks), f"execute[{normalise(task.meta['gold'])}]", "submit"]
+    assert thought in thoughts(trial)[at + 1] and trial.success
+
+
+def test_what_comes_next_depends_on_the_observation(toy, monkeypatch):
+    """The same slip, answered in three ways, is followed by three different steps."""
+    query = "SELECT COUNT(*) FROM singer WHERE Nation = 'France'"
+    followed = {}
+    for seen in ("Error executing query: Unknown column 'Nation' in 'where clause'", "[(0,)]", "[(2,)]"):
+        slipping(monkeypatch, Mistake("any", query, "did it wrong", "do it right"))
+        session = ScriptedSQLExpert().session(toy, TASKS[0], random.Random(0), 1.0, 1, 8)
+        steps = session.attempt([])
+        move = next(steps)
+        while not move.slip:
+            move = steps.send(str([(t,) for t in TABLES]) if "SHOW" in move.action else str(TABLES["singer"]))
+        followed[seen] = steps.send(seen)
+    wrong, empty, fine = followed.values()
+    assert wrong.thought.startswith("There is no column Nation. The columns of singer are Singer_ID, Name, Country")
+    assert wrong.action == f"execute[{TASKS[0].meta['gold']}]"
+    assert empty.action == "execute[SELECT DISTINCT Country FROM singer LIMIT 5]"
+    assert fine.action == "submit" and "2" in fine.thought  # nothing shows, so the evaluator will tell
+
+
+def test_a_second_slip_in_the_same_trial(toy, monkeypatch):
+    first, second = (Mistake("any", f"SELECT MAX({name}) FROM singer", "did", "do") for name in ("years", "old"))
+    slipping(monkeypatch, first, second)
+    task = next(task for task in TASKS if task.family == "max")
+    (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=1.0).trials
+    assert [turn.slip for turn in trial.turns] == [False, False, True, True, False, False] and trial.success
+    assert thoughts(trial)[3].startswith("There is no column years.")
+    assert thoughts(trial)[4].startswith("There is no column old.")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -348,8 +442,70 @@ def test_real_tasks_get_many_sorts_of_slip_and_end_well(real):
     assert len(slips) >= 8, slips
     assert sum(x.trials[-1].success for x in trajectories) == len(trajectories)
     failed = [x for x in trajectories if len(x.trials) > 1]
-    assert len(failed) > len(tasks) / 3
+    assert len(failed) > len(tasks) / 4
     assert all(x.trials[0].reward < 1.0 for x in failed)
+
+
+def test_real_errors_are_mended_and_never_submitted(real):
+    _, tasks, trajectories = real
+    kinds: collections.Counter = collections.Counter()
+    mended = 0
+    for task, trajectory in zip(tasks, trajectories, strict=True):
+        for trial in trajectory.trials:
+            mended += trial.success and any(turn.slip for turn in trial.turns)
+            for turn, then in itertools.pairwise(trial.turns):
+                if not turn.observation.startswith("Error"):
+                    continue
+                assert turn.slip and then.action != "submit", str(trial)
+                if trial.success:
+                    found = problem(turn.observation, Query(task.meta["gold"], {}))
+                    kinds[found.kind] += 1
+                    thought = prompts.parse_agent_text(then.text)[0]
+                    assert found.words in thought or found.kind == SYNTAX, thought
+    assert mended > len(tasks) / 4
+    assert min(kinds[kind] for kind in (TABLE, COLUMN, SYNTAX)) >= 5, kinds
+
+
+@pytest.mark.parametrize(
+    ("gold", "observation", "kind", "words"),
+    [
+        ("SELECT a FROM t", "Error executing query: Table 'db.u' doesn't exist", TABLE, "u"),
+        ("SELECT a FROM t", "Error executing query: Unknown column 'T1.b' in 'on clause'", COLUMN, "b"),
+        (
+            "SELECT a FROM t",
+            "Error executing query: You have an error in your SQL syntax; check the manual that corresponds to your "
+            "MySQL server version for the right syntax to use near 'FORM t' at line 1",
+            SYNTAX,
+            "FORM t",
+        ),
+        (
+            "SELECT a FROM t",
+            "Error executing query: Column 'a' in field list is ambiguous",
+            ERROR,
+            "The query failed: Column 'a' in field list is ambiguous.",
+        ),
+        ("SELECT a FROM t", "[]", EMPTY, "The result is empty."),
+        ("SELECT MAX(a) FROM t", "[(None,)]", EMPTY, "The result is empty."),
+        ("SELECT COUNT(*) FROM t", "[(0,)]", EMPTY, "The result is 0."),
+        ("SELECT a, b FROM t", "[(1,), (2,)]", SHAPE, "These rows hold less than a and b."),
+        ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), (2,), (3,), ... (9 rows)]", SHAPE, "These are more rows"),
+        ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), (2,), (3,)]", None, ""),
+        ("SELECT DISTINCT a FROM t", "[('x',), ('y',)]", None, ""),
+        ("SELECT COUNT(*) FROM t", "[(7,)]", None, ""),
+        ("SELECT a, COUNT(*) FROM t GROUP BY a", "[('x', 1), ('y', 2)]", None, ""),
+        ("SELECT * FROM t", "[(1, 2, 3)]", None, ""),
+        ("SELECT a FROM t", "not rows at all", None, ""),
+    ],
+)
+def test_what_an_observation_shows(gold, observation, kind, words):
+    found = problem(observation, Query(gold, {}))
+    assert (found.kind if found else None) == kind
+    assert not found or found.words.startswith(words)
+
+
+def test_the_rows_of_an_observation():
+    assert rows_of("[(1, 'a'), (None, \"it's\"), ... (5 rows)]") == [(1, "a"), (None, "it's")]
+    assert rows_of("[]") == [] and rows_of("None") is None and rows_of("Error executing query: x") is None
 
 
 def test_real_reflections_are_short_and_concrete(real):

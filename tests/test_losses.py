@@ -17,6 +17,13 @@ def test_imitation_loss_is_the_mean_over_agent_tokens_of_each_example():
     assert losses.imitation_loss(LOGP, MASK).item() == pytest.approx((2 + 2.25) / 2)
 
 
+def test_by_token_a_long_example_counts_more():
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    # by example: (6 / 3 + 0.5) / 2; by token: (1 + 2 + 3 + 0.5) / 4
+    assert losses.imitation_loss(LOGP, mask).item() == pytest.approx(1.25)
+    assert losses.imitation_loss_by_token(LOGP, mask).item() == pytest.approx(6.5 / 4)
+
+
 def test_truncated_loss_by_hand():
     behaviour = LOGP - torch.tensor([[math.log(2.0), 5.0, math.log(0.5)], [math.log(1.1), 0.0, 5.0]])
     reward = torch.tensor([1.0, 0.5])

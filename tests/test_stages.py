@@ -224,7 +224,7 @@ def test_a_damaged_table_is_named(config, text, message):
 
 def test_ablation_arms_share_what_they_have_in_common(config):
     keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in ABLATIONS.items()}
-    alone = {"unmasked", "separate_adapters"}
+    alone = {"unmasked", "slips_imitated", "separate_adapters"}
     shared = {key for arm, key in keys.items() if arm not in alone}
     assert shared == {stages.train_sft(config).key} and len({keys[arm] for arm in alone} | shared) == 3
     with pytest.raises(ValueError, match="Unknown ablation 'no_planner'"):

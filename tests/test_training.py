@@ -435,6 +435,22 @@ def test_killed_and_resumed_equals_never_killed(tiny_checkpoint, tmp_path, stage
     assert all(torch.equal(adapter[name], resumed[name]) for name in adapter)
 
 
+@pytest.mark.parametrize("weighting", sorted(losses.IMITATION))
+def test_an_update_in_parts_has_the_loss_of_the_whole(policy, tmp_path, weighting):
+    rows = some_examples(6)
+    batch = collate(rows, policy.tokenizer.pad_token_id, policy.device)
+    loss = losses.IMITATION[weighting](policy.log_probs(batch.ids_BT, batch.mask_BT, "planner"), batch.mask_BT).item()
+    norms = []
+    for batch_tokens in (32, 4096):
+        config = SFTConfig(batch_tokens=batch_tokens)
+        run = Run.open(tmp_path, f"t{batch_tokens}", {}, {})
+        trainer = training.Trainer(policy, run, config, lr=0.0, warmup=0, updates=1, seed=0)
+        trainer.update([training.imitation_term(rows, weighting)])
+        assert run.metrics()[0]["loss"] == pytest.approx(loss, rel=1e-5)
+        norms.append(run.metrics()[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 def test_training_lowers_the_loss(tiny_checkpoint, tmp_path):
     policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
     run = Run.open(tmp_path, "t", {}, {})

@@ -154,6 +154,18 @@ def test_wrong_types_are_named(tmp_path, change, message):
         read_trajectories(path)
 
 
+def test_slips_are_kept_and_older_files_have_none(tmp_path):
+    path = tmp_path / "t.jsonl"
+    one = Trajectory("t", "q", "f", [Trial([], [Turn(" a", "a", "o", slip=True), Turn(" b", "b", "o")], 1.0, True)])
+    write_trajectories(path, [one])
+    assert read_trajectories(path) == [one] and "(slip)" in one._repr_html_()
+    older = json.loads(path.read_text())
+    for turn in older["trials"][0]["turns"]:
+        del turn["slip"]
+    path.write_text(json.dumps(older) + "\n")
+    assert [turn.slip for turn in read_trajectories(path)[0].trials[0].turns] == [False, False]
+
+
 def test_whole_numbers_read_as_floats(tmp_path):
     path = tmp_path / "t.jsonl"
     write_trajectories(path, [example()])

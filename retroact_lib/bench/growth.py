@@ -46,9 +46,9 @@ def of_updates(policy: Policy, lengths: Sequence[int], batches: Sequence[int], f
     size = policy.head.weight.shape[0]
     sizes = [("tokens of a row", n, n, 1) for n in lengths] + [("rows of a batch", n, lengths[0], n) for n in batches]
     rows = []
-    trainer.update([training.Term(random_examples(lengths[0], 1, size), training.imitation_term)])
+    trainer.update([training.imitation_term(random_examples(lengths[0], 1, size))])
     for grows, value, length, count in sizes:
-        term = training.Term(random_examples(length, count, size), training.imitation_term)
+        term = training.imitation_term(random_examples(length, count, size))
         with PeakMemory(policy.device) as peak:
             taken = seconds(lambda term=term: trainer.update([term]), policy.device)
         rows.append({"grows": grows, "value": value, "seconds": taken, "peak_gib": peak.gib})
@@ -69,7 +69,7 @@ def of_rollouts(play: Callable[[int], object], counts: Iterable[int], device: to
 def time_by_part(policy: Policy, examples: Sequence[Example], folder: Path) -> pd.Series:
     """Share of an update's time by part, in %, from torch's profiler (its own cost spread over all)."""
     trainer = _trainer(policy, folder)
-    term = training.Term(examples, training.imitation_term)
+    term = training.imitation_term(examples)
     trainer.update([term])
     on_cuda = policy.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as seen:

@@ -65,7 +65,7 @@ def _ours(policy: Policy, folder: Path, batch_tokens: int = WHOLE, plain: bool =
 
     def update(examples: Sequence[Example]) -> float:
         with policy.plain_layers() if plain else nullcontext():
-            term = training.Term(examples, training.imitation_term)
+            term = training.imitation_term(examples)
             return seconds(lambda: trainer.update([term]), policy.device)
 
     return update

@@ -1,7 +1,8 @@
 """The trial-reflect-retry loop that every expert plays, as the policy does later.
 
-Nothing is labelled good here. A scripted slip that the evaluator accepts is a success, and a careful trial that it
-rejects is a failure; which rows train what is decided later from the rewards.
+An expert reacts to what it sees. A slip that the observation betrays is mended within the trial; one that it does not
+betray ends the trial in failure, and is left to the reflection. Whether a trial was good is decided by the evaluator
+alone: a slip that it accepts is a success. The slip itself is marked, so that nobody imitates it (`Turn.slip`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,25 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from typing import NamedTuple
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.trajectories import Reflection, Trajectory, Trial
 from retroact_lib.trials import Attempt
 
-Steps = Generator[tuple[str, str], str, None]
-"""Yields (thought, action), is sent the observation."""
+
+class Move(NamedTuple):
+    """A step of an expert."""
+
+    thought: str
+    action: str
+    slip: bool = False
+    """Whether it is meant to be wrong, see `Turn.slip`."""
+
+
+Steps = Generator[Move | tuple[str, str], str, None]
+"""Yields moves, or (thought, action) where nothing is meant to be wrong; is sent the observation."""
 
 
 class Session(ABC):
@@ -83,10 +95,11 @@ def _play(attempt: Attempt, steps: Steps) -> Trial:
         observation = None
         while not attempt.over:
             try:
-                thought, action = next(steps) if observation is None else steps.send(observation)
+                move = Move(*(next(steps) if observation is None else steps.send(observation)))
             except StopIteration:
                 break
-            observation = attempt.act(prompts.agent_text(attempt.step, thought, action), action)
+            text = prompts.agent_text(attempt.step, move.thought, move.action)
+            observation = attempt.act(text, move.action, slip=move.slip)
         return attempt.record()
     finally:
         steps.close()

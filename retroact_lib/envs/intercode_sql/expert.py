@@ -1,19 +1,35 @@
-"""The scripted expert for InterCode-SQL."""
+"""The scripted expert for InterCode-SQL: explores, asks, reads the answer, and asks again where it shows a slip."""
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Generator
+
+from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, REPEAT, Mistake, draw_mistake
-from retroact_lib.envs.intercode_sql.query import Query, describe, wanted
-from retroact_lib.experts.base import Expert, Session, Steps
+from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, wanted
+from retroact_lib.envs.intercode_sql.reading import (
+    COLUMN,
+    EMPTY,
+    SYNTAX,
+    TABLE,
+    Problem,
+    is_error,
+    problem,
+    rows_of,
+)
+from retroact_lib.experts.base import Expert, Move, Session, Steps
 from retroact_lib.trajectories import Trial
 
-RECOVERY_RATE = 0.1
-"""Chance that a slip which causes an error is mended within its trial. Such a trial succeeds, and the planner then
-imitates the slip as well as the mending, so it should be rare."""
+SECOND_SLIP = 0.2
+"""Chance that a slip is followed by a second one: in the same trial if the first is mended there, else in the next."""
+BLIND = 0.3
+"""Chance that somebody who makes up a column has not looked at the table."""
+MOST_NAMES = 8
+"""A thought lists the columns or tables that an observation showed if there are at most this many."""
 
 _LOOK = ("I start with the names of the tables.", "First I list the tables.")
 _RECALL = ("The reflection tells me to {plan}. I start with the tables.", "Now I will {plan}. First I list the tables.")
@@ -22,14 +38,16 @@ _FIRST = ("I need {tables}. I check the columns of {table}.",)
 _NEXT = ("I also need {table}. I check its columns.",)
 _PLAN = ("I need {d}.", "Now I can write the query: {d}.")
 _REPLAN = ("As the reflection says, I need {d}.",)
-_CHECK = ("The result shows {w}, as the question asks, so I submit.", "The query ran and gives {w}, so I submit.")
-_EMPTY = ("No rows match, so the answer is empty and I submit it.",)
-_GIVE_UP = ("The query failed, but I submit what I have.",)
+_VALUE = ("The result is {v}: {w}. I submit.", "{v} is {w}, as the question asks, so I submit.")
+_ROWS = ("The rows hold {w} and begin with {v}, so I submit.", "The first row is {v}. The rows hold {w}. I submit.")
+_EMPTY_GOLD = ("No rows match, so the answer is empty and I submit it.",)
+_NO_BETTER = ("The query failed, and I have no better one. I submit without an answer.",)
 _GUESS = ("There should be a table {table}, so I query it directly.", "I think the table is {table}. I query it.")
+_GUESS_DESC = ("The table should be {table}. I check its columns.",)
 _AGAIN = ("That failed, but the query looks right to me. I try again.", "Maybe it works if I run it once more.")
 _EARLY = ("This description of the table should be enough, so I submit.", "I have seen the columns. I submit this.")
-_NO_TABLE = ("That table does not exist. I list the tables.",)
-_NO_COLUMN = ("The query failed on a column. I check the columns of {table}.",)
+_COLUMN_AFTER = ("There is no column {name}. I check the columns of {table}.",)
+_VALUES_AFTER = ("{problem} I look at the values of {column}.", "Nothing was found. I look at the values of {column}.")
 _REFLECTIONS = (
     "I {did}. Next time I will {plan}.",
     "My mistake: I {did}. Plan: {plan}.",
@@ -46,8 +64,10 @@ _UNEXPLAINED = (
 class ScriptedSQLExpert(Expert):
     """Knows the gold SQL and still explores as a careful person would, or slips as a hasty one does.
 
-    A careful trial lists the tables, looks at the columns of those that matter, runs the gold query and submits.
-    Its thoughts come from the question, what it has seen, and the query it is about to run.
+    A careful trial lists the tables, looks at the columns of those that matter, runs the gold query and submits. A slip
+    is a wrong query. Where its result shows that something is wrong (`reading.problem`), the expert looks at what the
+    message points to and asks again. Where nothing shows, it submits, and the trial fails. Its thoughts come from the
+    question, what it has seen, and the query it is about to run.
     """
 
     def session(
@@ -57,110 +77,215 @@ class ScriptedSQLExpert(Expert):
             if not isinstance(task.meta.get(name), str):
                 raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the SQL expert needs")
         query = Query(task.meta["gold"], env.schema(task.meta["db"]))  # type: ignore[attr-defined]
-        return _SQLSession(query, rng, mistake_rate, max_trials, max_steps)
+        return _SQLSession(query, rng, mistake_rate, max_steps)
 
 
 class _SQLSession(Session):
-    def __init__(self, query: Query, rng: random.Random, mistake_rate: float, max_trials: int, max_steps: int) -> None:
+    def __init__(self, query: Query, rng: random.Random, mistake_rate: float, max_steps: int) -> None:
         self.query, self.rng, self.max_steps = query, rng, max_steps
-        self.tables = query.tables[:3]
         self.slips: list[Mistake] = []
-        """The slips of the first trials; after them every trial is careful."""
+        """The slips to come."""
         if rng.random() < mistake_rate and (first := draw_mistake(query, rng)):
             self.slips.append(first)
-            if max_trials >= 3 and rng.random() < 0.2 and (second := draw_mistake(query, rng, avoid=[first.name])):
+            again = rng.random() < SECOND_SLIP
+            if again and (second := draw_mistake(query, rng, avoid=[first.name, "submitted_early", "repeated_error"])):
                 self.slips.append(second)
-        self.trial = 0
+        self.failed: Mistake | None = None
+        """The slip that ended the trial before."""
 
     def attempt(self, reflections: list[str]) -> Steps:
-        slip = self.slips[self.trial] if self.trial < len(self.slips) else None
-        before = self.slips[self.trial - 1] if 0 < self.trial <= len(self.slips) else None
-        self.trial += 1
-        return self._careful(reflections, before) if slip is None else self._slip(slip, reflections, before)
+        before, self.failed = self.failed, None
+        return _Attempt(self, reflections, before).steps()
 
     def reflect(self, trial: Trial) -> str:
-        slip = self.slips[self.trial - 1] if self.trial <= len(self.slips) else None
-        submitted = bool(trial.turns) and trial.turns[-1].action == "submit"
+        slip, submitted = self.failed, bool(trial.turns) and trial.turns[-1].action == "submit"
         did = slip.did if slip else "gave an answer that the evaluator did not accept"
-        if slip and submitted and len(trial.turns) > 1 and _is_error(trial.turns[-2].observation):
-            did = f"{did}, and submitted the error"
-        plan = slip.plan if slip else self._say(_UNEXPLAINED, w=wanted(self.query.select))
+        plan = slip.plan if slip else self.say(_UNEXPLAINED, w=wanted(self.query.select))
         templates = _REFLECTIONS if submitted else _REFLECTIONS[:2]  # the others speak of submitting
-        return self._say(templates, did=_short(did, 19), plan=_short(plan, 15))
+        return self.say(templates, did=short(did, 19), plan=short(plan, 15))
 
-    def _say(self, templates: tuple[str, ...], **words: str) -> str:
+    def say(self, templates: tuple[str, ...], **words: str) -> str:
         return self.rng.choice(templates).format(**words)
 
-    # ---- the parts of a trial
 
-    def _careful(self, reflections: list[str], before: Mistake | None) -> Steps:
-        yield from self._explore(reflections, before, self.tables, used=0)
-        yield from self._answer(_REPLAN if reflections else _PLAN)
+class _Attempt:
+    """One trial: what has been looked at, and what comes next."""
 
-    def _answer(self, templates: tuple[str, ...]) -> Steps:
-        seen = yield self._say(templates, d=describe(self.query)), f"execute[{self.query.sql}]"
-        yield self._check(seen, self.query), "submit"
+    def __init__(self, session: _SQLSession, reflections: list[str], before: Mistake | None) -> None:
+        self.of, self.query, self.say = session, session.query, session.say
+        self.tables = session.query.tables[:3]
+        self.reflections, self.before = reflections, before
+        self.used = 0
+        self.listed: list[str] = []
+        """The tables that SHOW TABLES showed."""
+        self.columns: dict[str, list[str]] = {}
+        """Table -> the columns that DESC showed."""
 
-    def _check(self, seen: str, query: Query) -> str:
-        if _is_error(seen):
-            return self._say(_GIVE_UP)
-        if seen.strip() in ("", "[]", "()"):
-            return self._say(_EMPTY)
-        return self._say(_CHECK, w=wanted(query.select))
+    def steps(self) -> Steps:
+        because = ""
+        while self.of.slips:
+            slip = self.of.failed = self.of.slips.pop(0)
+            seen = yield from self._slip(slip, because)
+            found = problem(seen, self.query)
+            if found is None:
+                yield from self._do(self._check(seen, slip.sql), "submit", slip=True)
+                return
+            self.of.failed = None
+            because = yield from self._look_again(found, slip.sql)
+        if not self.used:
+            yield from self._explore(self.tables)
+        plan = self.say(_REPLAN if self.reflections and not because else _PLAN, d=describe(self.query))
+        seen = yield from self._do(f"{because} {plan}".strip(), f"execute[{self.query.sql}]")
+        yield from self._do(self._check(seen, self.query.sql), "submit")
 
-    def _explore(self, reflections: list[str], before: Mistake | None, tables: list[str], used: int) -> Steps:
+    def _do(self, thought: str, action: str, slip: bool = False) -> Generator[Move, str, str]:
+        """One step; keeps what it showed."""
+        self.used += 1
+        seen = yield Move(thought, action, slip)
+        names = [str(row[0]) for row in rows_of(seen) or []]
+        if action == "execute[SHOW TABLES]":
+            self.listed = names
+        elif action.startswith("execute[DESC ") and names:
+            self.columns[action[len("execute[DESC ") : -1].strip("`")] = names
+        return seen
+
+    def _left(self) -> int:
+        return self.of.max_steps - self.used
+
+    # ---- looking
+
+    def _explore(self, tables: list[str]) -> Steps:
         """List the tables, look at those that matter; as much as leaves two steps for query and submit."""
-        skip = bool(tables) and all(_names(reflections[-1:], t) for t in tables) and self.rng.random() < 0.3
-        words = {"tables": listed(tables), "plan": _short(before.plan, 12) if before else ""}
-        todo: list[tuple[str, str]] = []
-        if not skip:
-            todo.append((self._say(_RECALL if before else _LOOK, **words), "execute[SHOW TABLES]"))
+        skip = bool(tables) and all(_names(self.reflections[-1:], t) for t in tables) and self.of.rng.random() < 0.3
+        words = {"tables": listed(tables), "plan": short(self.before.plan, 12) if self.before else ""}
+        todo = [] if skip else [(self.say(_RECALL if self.before else _LOOK, **words), "execute[SHOW TABLES]")]
         for i, table in enumerate(tables):
             templates = _NEXT if i else _SKIP if skip else _FIRST
-            thought = self._say(templates, table=table, before=tables[i - 1], **words)
-            todo.append((thought, f"execute[{_desc(table)}]"))
-        steps_left = max(0, self.max_steps - used - 2)
-        for step in todo[max(0, len(todo) - steps_left) :]:  # noqa: UP028 (a list takes no observations)
-            yield step
+            todo.append((self.say(templates, table=table, **words), f"execute[{_desc(table)}]"))
+        room = max(0, self._left() - 2)
+        for thought, action in todo[max(0, len(todo) - room) :]:
+            yield from self._do(thought, action)
 
-    def _slip(self, slip: Mistake, reflections: list[str], before: Mistake | None) -> Steps:
-        recovers = self.rng.random() < RECOVERY_RATE
-        if slip.mode == GUESS:
-            wrong = Query(slip.sql, self.query.schema)
-            seen = yield self._say(_GUESS, table=wrong.first_table), f"execute[{slip.sql}]"
-            if recovers and _is_error(seen):
-                yield self._say(_NO_TABLE), "execute[SHOW TABLES]"
-                yield from self._look_again(_FIRST, used=2)
-                yield from self._answer(_PLAN)
-            else:
-                yield self._check(seen, wrong), "submit"
-            return
-        blind = slip.name in ("guessed_column", "repeated_error")
-        looked = [] if blind else self.tables[:1] if slip.name == "forgotten_join" else self.tables
-        yield from self._explore(reflections, before, looked, used=0)
+    def _look_again(self, found: Problem, sql: str) -> Generator[Move, str, str]:
+        """Look at what a problem of the query `sql` points to. Returns the reason for the next query."""
+        if found.kind == TABLE:
+            return (yield from self._find_table(found.words))
+        if found.kind == COLUMN:
+            return (yield from self._find_column(found.words))
+        if found.kind == SYNTAX:
+            return f"The syntax is wrong near {found.words}." if found.words else "The query breaks off at its end."
+        if found.kind == EMPTY:
+            tried, keys = join_keys(_parsed(sql, self.query).select), join_keys(self.query.select)
+            if keys and tried and tried != keys:
+                return f"Nothing joins on {tried[0]}. {listed(self.tables)} share {keys[0]}."
+            return (yield from self._find_value(found.words))
+        return found.words
+
+    def _find_table(self, name: str) -> Generator[Move, str, str]:
+        """List the tables unless that was done, and look at those that matter and were not looked at."""
+        said = f"There is no table {name}. "
+        if not self.listed and self._left() > 2:
+            yield from self._do(f"{said}I list the tables.", "execute[SHOW TABLES]")
+            said = ""
+        elif 0 < len(self.listed) <= MOST_NAMES:
+            said = f"There is no table {name}: the tables are {listed(self.listed)}. "
+        for table in [t for t in self.tables if t not in self.columns]:
+            if self._left() > 2:
+                thought = self.say(_NEXT if self.columns else _FIRST, table=table, tables=listed(self.tables))
+                yield from self._do(f"{said}{thought}", f"execute[{_desc(table)}]")
+                said = ""
+        return said.strip()
+
+    def _find_column(self, name: str) -> Generator[Move, str, str]:
+        """Look at the tables not seen yet; say which column there is instead."""
+        unseen = [table for table in self.tables if table not in self.columns]
+        for i, table in enumerate(unseen):
+            if self._left() <= 2:
+                break
+            thought = self.say(_NEXT if i else _COLUMN_AFTER, name=name, table=table)
+            yield from self._do(thought, f"execute[{_desc(table)}]")
+        column, table = self._meant(name)
+        shown = self.columns.get(table, [])
+        start = "" if unseen else f"There is no column {name}. "
+        if not shown:
+            return start.strip()
+        if len(shown) <= MOST_NAMES:
+            return f"{start}The columns of {table} are {listed(shown)}."
+        return f"{start}Among the columns of {table} is {column}."
+
+    def _meant(self, name: str) -> tuple[str, str]:
+        """The gold query's column that is most like `name`, and its table."""
+        found = [(c.name, self.query.table_of(c) or "") for c in self.query.tree.find_all(exp.Column) if not c.is_star]
+        if not found:
+            return "", self.tables[0] if self.tables else ""
+        return max(found, key=lambda pair: len(_parts(pair[0]) & _parts(name)))
+
+    def _find_value(self, words: str) -> Generator[Move, str, str]:
+        """Look at the values of the column that holds what the question names."""
+        where = self.query.select.args.get("where")
+        tests = [node for node in where.find_all(exp.EQ) if isinstance(node.this, exp.Column)] if where else []
+        table = self.query.table_of(tests[0].this) if tests else None
+        if not table or self._left() <= 2:
+            return words
+        column, value = tests[0].this, tests[0].expression.name
+        name = column.sql("mysql").split(".")[-1]
+        look = f"SELECT DISTINCT {name} FROM {table if table.isidentifier() else f'`{table}`'} LIMIT 5"
+        thought = self.say(_VALUES_AFTER, problem=words, column=column.name)
+        seen = yield from self._do(thought, f"execute[{look}]")
+        values = [str(row[0]) for row in rows_of(seen) or []]
+        shown = [value] if value in values else values[:2]
+        return f"{column.name} holds {listed(shown)}." if shown else words
+
+    # ---- asking
+
+    def _slip(self, slip: Mistake, because: str) -> Generator[Move, str, str]:
+        """The steps up to the slip and the slip; returns what it showed."""
+        action, fresh = f"execute[{slip.sql}]", not because and not self.columns
+        if slip.mode == GUESS and fresh:
+            table = _first_table(slip.sql)
+            if self.of.rng.random() < 0.5:  # after the names of the tables, at the columns
+                yield from self._explore([])
+                return (yield from self._do(self.say(_GUESS_DESC, table=table), f"execute[{_desc(table)}]", slip=True))
+            return (yield from self._do(self.say(_GUESS, table=table), action, slip=True))
+        if fresh:
+            made_up = slip.name in ("guessed_column", "repeated_error") and self.of.rng.random() < BLIND
+            looked = [] if made_up else self.tables[:1] if slip.name == "forgotten_join" else self.tables
+            yield from self._explore(looked)
         if slip.mode == EARLY:
-            yield self._say(_EARLY), "submit"
-            return
-        wrong = Query(slip.sql, self.query.schema)
-        seen = yield self._say(_PLAN, d=describe(wrong)), f"execute[{slip.sql}]"
+            return (yield from self._do(self.say(_EARLY), "submit", slip=True))
+        plan = self.say(_PLAN, d=describe(_parsed(slip.sql, self.query)))
+        seen = yield from self._do(f"{because} {plan}".strip(), action, slip=True)
         while slip.mode == REPEAT:  # until the environment or the step limit ends the trial
-            seen = yield self._say(_AGAIN), f"execute[{slip.sql}]"
-        if recovers and _is_error(seen):
-            yield from self._look_again(_NO_COLUMN, used=len(looked) + 2, known=looked)
-            yield from self._answer(_PLAN)
-        else:
-            yield self._check(seen, wrong), "submit"
+            seen = yield from self._do(self.say(_AGAIN), action, slip=True)
+        return seen
 
-    def _look_again(self, templates: tuple[str, ...], used: int, known: list[str] | None = None) -> Steps:
-        """After an error: the columns of the tables not looked at before."""
-        unseen = [t for t in self.tables if t not in (known or [])]
-        for i, table in enumerate(unseen[: max(0, self.max_steps - used - 2)]):
-            words = {"tables": listed(self.tables), "table": table, "before": self.tables[self.tables.index(table) - 1]}
-            yield self._say(_NEXT if i else templates, **words), f"execute[{_desc(table)}]"
+    def _check(self, seen: str, sql: str) -> str:
+        """The thought before submitting: what the result shows."""
+        if is_error(seen):
+            return self.say(_NO_BETTER)
+        rows, what = rows_of(seen), wanted(_parsed(sql, self.query).select)
+        if not rows:
+            return self.say(_EMPTY_GOLD)
+        first = short(", ".join(map(str, rows[0])), 8)
+        return self.say(_ROWS if len(rows) > 1 else _VALUE, w=what, v=first)
 
 
-def _is_error(observation: str) -> bool:
-    return observation.lstrip().lower().startswith("error")
+def _parsed(sql: str, query: Query) -> Query:
+    """A slip as a query; in its place the query that was meant, if the slip does not parse."""
+    try:
+        return Query(sql, query.schema)
+    except ValueError:
+        return query
+
+
+def _first_table(sql: str) -> str:
+    found = re.search(r"\bFROM ([\w`]+)", sql)
+    return found[1].strip("`") if found else ""
+
+
+def _parts(name: str) -> set[str]:
+    """The words of a column's name in lower case."""
+    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)}
 
 
 def _desc(table: str) -> str:
@@ -171,7 +296,7 @@ def _names(texts: list[str], table: str) -> bool:
     return any(re.search(rf"\b{re.escape(table)}\b", text, re.IGNORECASE) for text in texts)
 
 
-def _short(text: str, words: int) -> str:
+def short(text: str, words: int) -> str:
     """The first `words` words, not ending in a comma or a small connecting word."""
     parts = text.split()
     if len(parts) > words:
@@ -181,29 +306,4 @@ def _short(text: str, words: int) -> str:
     return " ".join(parts).rstrip(",:;")
 
 
-_SMALL = {
-    "",
-    "a",
-    "an",
-    "and",
-    "the",
-    "of",
-    "on",
-    "in",
-    "is",
-    "to",
-    "with",
-    "by",
-    "or",
-    "for",
-    "per",
-    "so",
-    "that",
-    "like",
-    "=",
-    "!=",
-    "<",
-    ">",
-    "<=",
-    ">=",
-}
+_SMALL = set("a an and the of on in is to with by or for per so that like = != < > <= >=".split()) | {""}

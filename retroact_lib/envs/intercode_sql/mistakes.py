@@ -25,8 +25,8 @@ from retroact_lib.envs.intercode_sql.query import (
 )
 
 QUERY, GUESS, EARLY, REPEAT = "query", "guess", "early", "repeat"
-"""How a mistaken trial goes: explores then runs the wrong query; guesses before looking; submits before querying;
-repeats a failing query until the steps run out."""
+"""When a slip comes: the wrong query after exploring; a guess before looking; submitting before any query; a failing
+query that is repeated until the steps run out."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,43 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
 
 def _repeated_error(query: Query, rng: random.Random) -> Mistake | None:
     return _guessed_column(query, rng, REPEAT)
+
+
+def _elsewhere(query: Query, rng: random.Random) -> Mistake | None:
+    """A value looked for in another column than the one that holds it, so that nothing is found."""
+    tree, select = query.copy()
+    found = [
+        (node.this, node.expression.name)
+        for node in (select.args["where"].find_all(exp.EQ) if select.args.get("where") else ())
+        if isinstance(node.this, exp.Column) and node.expression.is_string and query.siblings(node.this)
+    ]
+    if not found:
+        return None
+    column, value = rng.choice(found)
+    right, wrong = column.name, rng.choice(query.siblings(column)[:3])
+    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    return Mistake(
+        "elsewhere",
+        render(tree),
+        f"looked for {value} in {wrong}, where it does not stand",
+        f"look at the values of {right} and look for {value} there",
+    )
+
+
+def _syntax(query: Query, rng: random.Random) -> Mistake | None:
+    """A query that does not parse: a quote or a bracket left open, a word left out, letters the wrong way round."""
+    sql = query.sql
+    broken = [sql[:at] + sql[at + 1 :] for mark in ("'", ")") if (at := sql.rfind(mark)) > 0]
+    broken += [sql.replace(word, short, 1) for word, short in _SHORTENED.items() if word in sql]
+    return Mistake(
+        "syntax",
+        rng.choice(broken or [sql.replace(" FROM ", " FORM ", 1)]),
+        "wrote a query with an error in its syntax",
+        "write the query again with every word, quote and bracket",
+    )
+
+
+_SHORTENED = {" GROUP BY ": " GROUP ", " ORDER BY ": " ORDER ", " IN (": " (", "SELECT DISTINCT": "DISTINCT SELECT"}
 
 
 def _forgotten_distinct(query: Query, rng: random.Random) -> Mistake | None:
@@ -400,6 +437,8 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
     "wrong_column": _wrong_column,
     "guessed_column": _guessed_column,
     "repeated_error": _repeated_error,
+    "elsewhere": _elsewhere,
+    "syntax": _syntax,
     "forgotten_distinct": _forgotten_distinct,
     "wrong_aggregate": _wrong_aggregate,
     "missing_count": _missing_count,
@@ -416,8 +455,9 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
 }
 """Every slip by name; each function returns None where it does not apply."""
 
-RARE = {"repeated_error": 0.25, "submitted_early": 0.5, "wrong_table": 0.7, "guessed_column": 0.7}
-"""Weights below 1: slips that apply to nearly every query, or that make long transcripts."""
+WEIGHTS = {"repeated_error": 0.25, "submitted_early": 0.5, "syntax": 0.7, "guessed_column": 2.0}
+"""Weights other than 1: slips that make long transcripts come less often, and the one that a policy makes most comes
+more often."""
 
 
 def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) -> Mistake | None:
@@ -427,4 +467,4 @@ def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) ->
     usable = [m for m in found if m and m.sql.lower() != gold]
     if not usable:
         return None
-    return rng.choices(usable, weights=[RARE.get(m.name, 1.0) for m in usable])[0]
+    return rng.choices(usable, weights=[WEIGHTS.get(m.name, 1.0) for m in usable])[0]
