@@ -1,7 +1,9 @@
 """The expert for HotpotQA: reads the supporting articles one after the other, or slips as a hasty reader does.
 
 It knows which sentences matter, and by which word to look one up that an observation does not show. Its thoughts come
-from the question and from what it has read by then.
+from the question and from what it has read by then. A search that finds another article, or a word that is not in it,
+shows at once, and the expert puts it differently in the same trial. A wrong answer ends a trial, so it is left to the
+reflection.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ from collections.abc import Generator
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
-from retroact_lib.experts.base import Expert, Session, Steps
+from retroact_lib.experts.base import Expert, Move, Session, Steps
 from retroact_lib.trajectories import Trial
 
 SLIPS = {
     "bridge": ("one_hop", "bridge_entity", "wrong_entity", "near_miss"),
     "comparison": ("one_hop", "wrong_side", "wrong_entity"),
 }
-"""HotpotQA's type -> the slips that are drawn from."""
+"""HotpotQA's type -> the slips that end a trial in a wrong answer."""
+MENDED = ("described", "strayed", "no_result", "guessed")
+"""The slips that an observation shows: a search by description, another article, a word that is not there, a guess that
+the second article contradicts."""
+MENDED_SHARE = 0.6
+"""Share of the slips that are of the second kind."""
 
 _THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d+(?:,\d{3})*|\.[a-z]{2}\b")
 _FIRST_WORD = re.compile(r"^(It|Its|The|He|She|His|Her|In)\b")
@@ -27,6 +34,9 @@ _NUMBER = re.compile(r"\d+(?:,\d{3})*")
 _FIRST = ("I start with {title}.", "First I look for {title}.")
 _NEXT = ("{fact} Next I search for {title}.", "{fact} So I need {title}.")
 _ASTRAY = ("{fact} I try {title}.", "{fact} Perhaps {title} says it.")
+_FOUND = ("That finds {found}, not {title}. I search for {title}.", "I got {found}. I need {title}.")
+_CUT_SHORT = ("{title} is cut short here. I search for it alone.", "That finds {found}. I search for {title} alone.")
+_STRAYED = ("This is {wrong}, and I need {title}. I search for it.", "That is about {wrong}, so I search for {title}.")
 _ANSWER = ("{fact} So the answer is {answer}.", "{fact} That gives the answer: {answer}.")
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
 
@@ -56,8 +66,12 @@ class _ReaderSession(Session):
         self.together = self.comparison or all(f" {fold(title)} " in asked for title in self.needed)
         """Whether the answer follows from all articles together, not from the last."""
         slips = SLIPS["comparison" if self.comparison else "bridge"]
+        if rng.random() < MENDED_SHARE:
+            slips = MENDED if self.comparison and len(self.needed) > 1 else MENDED[:-1]
         self.slip = rng.choice(slips) if rng.random() < mistake_rate else ""
         self.did = self.plan = ""
+        self.aside = ""
+        """What is still to be said of the last observation."""
         self.read: set[str] = set()
         """The sentences that matter and have been seen."""
 
@@ -65,7 +79,7 @@ class _ReaderSession(Session):
         slip, self.slip = self.slip, ""
         self.did = "gave an answer that was not accepted"
         self.plan = f"read {listed(self.needed)} again and answer in fewer words"
-        return self._careful() if not slip else getattr(self, f"_{slip}")()
+        return self._careful(slip) if slip in ("", *MENDED) else getattr(self, f"_{slip}")()
 
     def reflect(self, trial: Trial) -> str:
         if not (trial.turns and trial.turns[-1].action.startswith("Finish[")):
@@ -74,27 +88,71 @@ class _ReaderSession(Session):
 
     # ---- a careful trial
 
-    def _careful(self) -> Steps:
-        fact = yield from self._read(list(self.needed))
-        yield self._conclude(fact, self.answer)
+    def _careful(self, slip: str = "") -> Steps:
+        """Read what matters and answer; with a slip on the way that shows, and is put right."""
+        titles = list(self.needed)
+        at = titles[-1] if slip == "guessed" else self.rng.choice(titles)
+        fact = yield from self._read(titles, slip, at)
+        yield self._conclude(fact, self.answer, self._other_side() if slip == "guessed" else "")
 
-    def _read(self, titles: list[str]) -> Generator[tuple[str, str], str, str]:
-        """Search for the articles in turn; returns what is `_known` then."""
+    def _read(self, titles: list[str], slip: str = "", at: str = "") -> Generator[Move, str, str]:
+        """Search for the articles in turn, with a slip before the one named `at`; returns what is `_known` then."""
         learnt: list[str] = []
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
-            learnt.append((yield from self._open(said, title, self.needed[title])))
+            said, here, seen = self._noted(said), slip if title == at else "", ""
+            if here == "described":
+                said, seen = yield from self._described(said, title)
+            elif here == "strayed":
+                said = yield from self._strayed(said, title)
+            learnt.append((yield from self._open(said, title, self.needed[title], here, seen)))
         return self._known(learnt)
 
-    def _open(self, thought: str, title: str, facts: list[str]) -> Generator[tuple[str, str], str, str]:
-        """Search for an article, look up those of its `facts` that the observation does not show, and return them."""
-        seen = yield thought, f"Search[{title}]"
+    def _noted(self, thought: str) -> str:
+        """The thought, after what is still to be said of the observation before."""
+        aside, self.aside = self.aside, ""
+        return f"{aside} {thought}".strip()
+
+    def _open(
+        self, thought: str, title: str, facts: list[str], slip: str = "", seen: str = ""
+    ) -> Generator[Move, str, str]:
+        """Search for an article unless it was `seen`, look up those of its `facts` that are not shown, return them."""
+        if slip == "guessed":
+            thought = f"{thought} The answer may be {self._other_side()}."
+        if not seen:
+            seen = yield Move(thought, f"Search[{title}]", slip in ("guessed", "astray"))
+        if slip == "no_result" and (word := self._absent(title)):
+            found = yield Move(f"I look up {word} in the article on {title}.", f"Lookup[{word}]", True)
+            self.aside = f"{found.rstrip('.')} for {word}."
         for fact in facts:
-            if fact not in seen and (word := self._keyword(fact)):
-                seen += yield f"The article on {title} goes on. I look up {word} in it.", f"Lookup[{word}]"
+            for word in self._keywords(fact):
+                if fact in seen:
+                    break
+                goes_on = self._noted("" if self.aside else f"The article on {title} goes on.")
+                seen += yield Move(f"{goes_on} I look up {word} in it.", f"Lookup[{word}]")
         read = [fact for fact in facts if fact in seen]
         self.read.update(read)
         return _named(title, " ".join(read) or _first_sentence(seen))
+
+    def _described(self, thought: str, title: str) -> Generator[Move, str, tuple[str, str]]:
+        """Search by a description; returns the next thought, and what was found if that is all that is needed."""
+        words = self._keywords(" ".join(self.needed[title]))
+        seen = yield Move(thought, f"Search[{words[0] if words else 'article'} of {title}]", True)
+        if all(fact in seen for fact in self.needed[title]):
+            return "", seen
+        found = [other for other in self.pages if f"({other}) " in seen]
+        return self._say(_CUT_SHORT if title in found else _FOUND, title=title, found=listed(found) or "nothing"), ""
+
+    def _strayed(self, thought: str, title: str) -> Generator[Move, str, str]:
+        """Open an article that is like the one to read, and see that it is not the one; returns the next thought."""
+        wrong = self._stranger(title)
+        yield Move(thought.replace(title, wrong), f"Search[{wrong}]", True)
+        return self._say(_STRAYED, title=title, wrong=wrong)
+
+    def _absent(self, title: str) -> str:
+        """A word of the question that the article does not have."""
+        there = fold(f"{title} {' '.join(self.pages[title])}")
+        return next((word for word in re.findall(r"\b[a-z]{5,}", self.question) if fold(word) not in there), "")
 
     def _known(self, learnt: list[str]) -> str:
         """What to say of what has been read: both sides of a comparison, the last hop of a bridge, no long lists."""
@@ -102,14 +160,17 @@ class _ReaderSession(Session):
             return " ".join(learnt) if self.comparison else ""
         return learnt[-1]
 
-    def _keyword(self, fact: str) -> str:
-        """A word of `fact` to look up: one that the question has too, in whatever form, or else its last."""
-        words = [word for word in re.findall(r"\b[a-z]{5,}", fact) if word not in self.answer]
-        return next((word for word in words if word[:5] in self.question.lower()), words[-1] if words else "")
+    def _keywords(self, fact: str) -> list[str]:
+        """Words of `fact` to look up in turn: those that the question has too, in whatever form, then the last ones."""
+        words = [word for word in dict.fromkeys(re.findall(r"\b[a-z]{5,}", fact)) if word not in self.answer]
+        alike = [word for word in words if word[:5] in self.question.lower()]
+        return [*alike, *(word for word in reversed(words) if word not in alike)][:3]
 
-    def _conclude(self, fact: str, answer: str) -> tuple[str, str]:
-        """The last thought, and the answer."""
-        return self._say(_ANSWER, f"{fact} {self._because(answer)}".strip(), answer=answer), f"Finish[{answer}]"
+    def _conclude(self, fact: str, answer: str, guess: str = "", slip: bool = False) -> Move:
+        """The last thought, which takes back a `guess`, and the answer."""
+        told = f"{answer}, not {guess}" if guess else answer
+        thought = self._say(_ANSWER, f"{fact} {self._because(answer)}".strip(), answer=told)
+        return Move(self._noted(thought), f"Finish[{answer}]", slip)
 
     def _because(self, answer: str) -> str:
         """How `answer` follows from the facts of two articles, in words; '' where that takes more than comparing."""
@@ -131,8 +192,8 @@ class _ReaderSession(Session):
         relation = ("after" if more else "before") if dates else ("more than" if more else "less than")
         return f"{numbers[answer]} is {relation} {numbers[other]}."
 
-    def _say(self, templates: tuple[str, ...], fact: str = "", title: str = "", answer: str = "") -> str:
-        return self.rng.choice(templates).format(fact=fact, title=title, answer=answer).strip()
+    def _say(self, templates: tuple[str, ...], fact: str = "", title: str = "", answer: str = "", **more: str) -> str:
+        return self.rng.choice(templates).format(fact=fact, title=title, answer=answer, **more).strip()
 
     # ---- slips
 
@@ -143,7 +204,7 @@ class _ReaderSession(Session):
         guess = self._other_side() if self.comparison else self._counterpart(first)
         self.did = f"answered {guess} after reading {first} alone"
         self.plan = f"search for {listed(others)} too before I answer" if others else f"read {first} to the end"
-        yield self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]"
+        yield Move(self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]", True)
 
     def _bridge_entity(self) -> Steps:
         """Take the article that is to be read next for the answer."""
@@ -152,7 +213,7 @@ class _ReaderSession(Session):
         guess = others[-1] if others else first
         self.did = f"answered {guess}, which only leads to the answer"
         self.plan = f"search for {guess} and find there what the question asks for"
-        yield self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]"
+        yield Move(self._say(_ANSWER, fact, answer=guess), f"Finish[{guess}]", True)
 
     def _wrong_entity(self) -> Steps:
         """Search for another article than the question asks about."""
@@ -172,11 +233,11 @@ class _ReaderSession(Session):
         """Open an article that is like `wanted`, answer from it, and see that `missed` was the one to search for."""
         wrong = self._stranger(wanted)
         alike = self._nearest(wrong, self.needed[wanted])
-        learnt = yield from self._open(self._say(_ASTRAY, fact, wrong), wrong, [alike])
+        learnt = yield from self._open(self._say(_ASTRAY, fact, wrong), wrong, [alike], "astray")
         guess = self._other_side() if self.comparison else self._counterpart(wrong)
         self.did = f"read {wrong}, which the question is not about, and answered {guess}"
         self.plan = f"search for {missed} instead"
-        yield self._say(_ANSWER, f"{fact} {learnt}".strip(), answer=guess), f"Finish[{guess}]"
+        yield Move(self._say(_ANSWER, f"{fact} {learnt}".strip(), answer=guess), f"Finish[{guess}]", True)
 
     def _wrong_side(self) -> Steps:
         """Read both and draw the wrong conclusion."""
@@ -184,7 +245,7 @@ class _ReaderSession(Session):
         guess = self._other_side()
         self.did = f"compared {listed(self.needed)} the wrong way round and answered {guess}"
         self.plan = f"answer {self.answer}"
-        yield self._conclude(fact, guess)
+        yield self._conclude(fact, guess, slip=True)
 
     # ---- what a hasty reader takes for the answer
 
