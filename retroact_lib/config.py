@@ -165,6 +165,8 @@ class SFTConfig:
     """False trains on environment tokens as if the agent had written them (the authors' release does)."""
     mask_slips: bool = True
     """False imitates an expert's slips too, not only what mended them."""
+    sft_keep: str = "last"
+    """Whose policy stage 1 leaves: that of the ``last`` epoch, or of the one that was ``best`` in greedy validation."""
     il_weighting: str = "example"
     """What counts alike in L_IL: every ``example`` (the authors' release), or every agent ``token`` of an update."""
     save_every: int = 10
@@ -173,6 +175,8 @@ class SFTConfig:
     def __post_init__(self):
         for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        known = ("last", "best")
+        _require(self.sft_keep in known, f"sft_keep is {self.sft_keep!r}; expected one of {known}.")
         known = ("example", "token")
         _require(self.il_weighting in known, f"il_weighting is {self.il_weighting!r}; expected one of {known}.")
         for name in ("sft_lr", "grad_clip"):

@@ -114,9 +114,22 @@ def demonstrate(config: StudyConfig) -> Run:
 
 
 def train_sft(config: StudyConfig) -> Run:
-    """Stage 1 (notebook 02): expert trajectories to the adapter of the imitation policy."""
+    """Stage 1 (notebook 02): expert trajectories to the adapter of the imitation policy.
+
+    With `sft_keep` ``best`` the policy is that of the epoch which solves most validation tasks greedily, the first of
+    those that solve as many.
+    """
+    run = _train_epochs(config)
+    if config.sft.sft_keep == "last":
+        return run
+    solved = learning_curve(config).query("epoch > 0").groupby("epoch")["success"].sum()
+    return _after_epoch(run, int(solved.idxmax()), config.sft.sft_epochs)
+
+
+def _train_epochs(config: StudyConfig) -> Run:
     expert = demonstrate(config)
-    run = _open(config, "sft", {**asdict(config.sft), **_policy(config)}, {"expert": expert.key})
+    parameters = {name: value for name, value in asdict(config.sft).items() if name != "sft_keep"}
+    run = _open(config, "sft", {**parameters, **_policy(config)}, {"expert": expert.key})
     if not run.finished:
         policy = _lent_policy(config, None)
         shown = imitation_examples(config, policy)
@@ -252,11 +265,15 @@ def evaluate(config: StudyConfig, start: Run | None, arm: str, split: str, mode:
 
 def learning_curve(config: StudyConfig) -> pd.DataFrame:
     """Greedy outcomes on the validation tasks after each epoch of stage 1, the column `epoch`; 0 is the base model."""
-    run, last = train_sft(config), config.sft.sft_epochs
-    policies = [None, *(AfterEpoch(run, epoch) for epoch in range(1, last)), run]
+    run, last = _train_epochs(config), config.sft.sft_epochs
+    policies = [None, *(_after_epoch(run, epoch, last) for epoch in range(1, last + 1))]
     arms = ["base"] + ["sft"] * last
     found = [evaluate(config, policy, arm, "validation", "greedy") for policy, arm in zip(policies, arms, strict=True)]
     return pd.concat([table.assign(epoch=epoch) for epoch, table in enumerate(found)], ignore_index=True)
+
+
+def _after_epoch(run: Run, epoch: int, last: int) -> Run:
+    return run if epoch == last else AfterEpoch(run, epoch)
 
 
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:

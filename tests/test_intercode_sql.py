@@ -20,6 +20,7 @@ from retroact_lib.envs.intercode_sql import databases
 from retroact_lib.envs.intercode_sql.engine import MAX_STRING_BYTES, SqlError
 from retroact_lib.envs.intercode_sql.env import DATABASES, InterCodeSQL, kendall_tau, result_reward
 from retroact_lib.envs.intercode_sql.questions import FAMILIES, MAX_ANSWER_ROWS
+from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
 
 ERROR = "Error executing query: "
 DENIED = "command denied to user 'agent'@'localhost'"
@@ -503,6 +504,60 @@ def test_tasks_do_not_depend_on_the_hash_seed():
     assert len(seen) == 1
 
 
+# Versions
+
+
+def test_a_version_has_the_same_questions_and_rows_under_other_names(env):
+    versioned = InterCodeSQL(versions=6)
+    plain, tasks = env.tasks("train", 400), versioned.tasks("train", 400)
+    assert [task.question for task in tasks] == [task.question for task in plain]
+    changed = [task for task, other in zip(tasks, plain, strict=True) if task.meta["gold"] != other.meta["gold"]]
+    assert len(changed) > 150 and {task.family for task in changed} > {
+        "filter",
+        "join_filter",
+        "not_in",
+        "above_average",
+    }
+    for task, other in zip(tasks, plain, strict=True):
+        rows = versioned.execute(task.meta["db"], task.meta["gold"])
+        assert rows == env.execute(other.meta["db"], other.meta["gold"]), task
+        shown = {name for columns in versioned.schema(task.meta["db"]).values() for name, _ in columns}
+        assert set(task.meta["columns"]) <= shown
+        assert versioned.world_of(task) == env.world_of(other)
+    for split in ("validation", "test"):
+        assert not any("~" in task.meta["db"] for task in versioned.tasks(split))
+
+
+def test_the_old_name_does_not_exist_in_a_version():
+    database = databases.load_databases()["singer"]
+    names = new_names(database, 1)
+    (table, old), new = next(iter(names.items()))
+    env = InterCodeSQL()
+    assert env.execute("singer~1", f"SELECT {new} FROM {table}") == env.execute("singer", f"SELECT {old} FROM {table}")
+    with pytest.raises(SqlError, match=f"Unknown column '{old}' in 'field list'"):
+        env.execute("singer~1", f"SELECT {old} FROM {table}")
+    assert [row[0] for row in env.execute("singer~1", f"DESC {table}")].count(new) == 1
+    assert version(database, 0) is database and names == new_names(database, 1) != new_names(database, 2)
+
+
+@pytest.mark.parametrize(
+    ("sql", "wanted"),
+    [
+        ("SELECT Name FROM singer WHERE Name = 'Name'", "SELECT n FROM singer WHERE n = 'Name'"),
+        (
+            "SELECT T1.Title, T2.Name FROM song AS T1 JOIN singer AS T2 ON T1.Id = T2.Id",
+            "SELECT T1.Title, T2.n FROM song AS T1 JOIN singer AS T2 ON T1.s = T2.Id",
+        ),
+        (
+            "SELECT COUNT(*) FROM singer WHERE Id NOT IN (SELECT Id FROM song WHERE Name = 'x')",
+            "SELECT COUNT(*) FROM singer WHERE Id NOT IN (SELECT s FROM song WHERE Name = 'x')",
+        ),
+    ],
+)
+def test_a_query_is_translated_where_a_name_means_the_column(sql, wanted):
+    assert translated(sql, {("singer", "Name"): "n", ("song", "Id"): "s"}) == wanted
+
+
 def test_bad_arguments(env):
     with pytest.raises(ValueError, match="Unknown split 'dev'"):
         env.tasks("dev")
@@ -528,7 +583,7 @@ def test_official_questions(tmp_path):
     broken = {**_GOOD, "gold": "SELECT x FROM nowhere"}
     file.write_text(json.dumps([_GOOD, broken, {**_GOOD, "db": "unknown"}]), encoding="utf-8")
     with pytest.warns(UserWarning, match="2 of 3 questions are left out"):
-        (task,) = InterCodeSQL(data=file).tasks("official")
+        (task,) = InterCodeSQL(data=file, official="all").tasks("official")
     assert (task.family, task.meta["tables"]) == ("easy", ["singer"])
 
 
@@ -547,6 +602,16 @@ def test_malformed_official_files(tmp_path, content, message):
     file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         InterCodeSQL(data=file).tasks("official")
+
+
+def test_official_questions_about_training_databases_are_left_out(tmp_path):
+    file = tmp_path / "ic.json"
+    entries = [{"db": db, "gold": "SELECT 1", "query": db} for db in ("singer", "pets_1", "tvshow")]
+    file.write_text(json.dumps(entries))
+    assert {task.meta["db"] for task in InterCodeSQL(data=file).pool("official")} == {"pets_1", "tvshow"}
+    file.write_text(json.dumps(entries[:1]))
+    with pytest.raises(ValueError, match="are about training databases: pass official='all'"):
+        InterCodeSQL(data=file).pool("official")
 
 
 def test_official_needs_a_file(env):

@@ -35,9 +35,7 @@ def test_an_update_takes_what_was_planned(changes, tmp_path):
     assert planned.weights == pytest.approx(held, rel=0.1)
     assert planned.adapters == 16 * sum(p.numel() for p in policy.parameters())
     trainer = training.Trainer(policy, Run.open(tmp_path, "sft", {}, {}), SFTConfig(batch_tokens=4096), 1e-5, 1, 9, 0)
-    trainer.update(
-        [training.imitation_term(random_examples(16, 1, 1000))]
-    )  # makes the optimizer's state
+    trainer.update([training.imitation_term(random_examples(16, 1, 1000))])  # makes the optimizer's state
     with PeakMemory(policy.device) as process:
         peak = live_peak(lambda: trainer.update([training.imitation_term(rows)]))
     assert planned.update == pytest.approx(peak, rel=0.1)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
@@ -183,6 +184,19 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
         stages.learning_curve(config)
 
 
+@pytest.mark.parametrize(("solved", "kept"), [((9, 3, 2), 1), ((9, 3, 3), 1), ((9, 2, 3), 2)])
+def test_the_best_epoch_is_that_which_solves_most_validation_tasks(config, monkeypatch, solved, kept):
+    last = stages.train_sft(config)
+    table = pd.DataFrame([{"epoch": e, "success": int(i < n)} for e, n in enumerate(solved) for i in range(9)])
+    monkeypatch.setattr(stages, "learning_curve", lambda config: table)
+    best = stages.train_sft(config.change(sft_keep="best"))
+    assert best.path == last.path  # one training serves both
+    assert best.key == (last.key if kept == 2 else f"{last.key}-epoch1")
+    of_epoch = stages.load_policy(config, last if kept == 2 else stages.AfterEpoch(last, 1)).adapter_state()
+    found = stages.load_policy(config, best).adapter_state()
+    assert all(torch.equal(weight, found[name]) for name, weight in of_epoch.items())
+
+
 def test_stages_share_one_model_and_leave_nothing_in_it(config):
     fresh = stages.load_policy(config, None).adapter_state()
     trained = stages.train_sft(config)
@@ -226,7 +240,7 @@ def test_ablation_arms_share_what_they_have_in_common(config):
     keys = {arm: stages.train_sft(config.change(**changes)).key for arm, changes in ABLATIONS.items()}
     alone = {"unmasked", "slips_imitated", "separate_adapters"}
     shared = {key for arm, key in keys.items() if arm not in alone}
-    assert shared == {stages.train_sft(config).key} and len({keys[arm] for arm in alone} | shared) == 3
+    assert shared == {stages.train_sft(config).key} and len({keys[arm] for arm in alone} | shared) == 4
     with pytest.raises(ValueError, match="Unknown ablation 'no_planner'"):
         stages.ablation_arms(config.change(ablations="no_planner"))
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
+from retroact_lib.trajectories import Trial
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,6 +112,29 @@ class Env(ABC):
     @abstractmethod
     def solution(self, task: Task) -> list[str]:
         """The actions that solve the task, for a person to read."""
+
+    def is_error(self, observation: str) -> bool:
+        """Whether an observation says that the action could not be carried out, or that nothing was found."""
+        return False
+
+    def ends(self, action: str) -> bool:
+        """Whether an action hands in the agent's answer."""
+        return False
+
+    def cause(self, task: Task, trial: Trial) -> str:
+        """Why a failed trial failed, in a few words: see `fault` for a wrong answer."""
+        if not trial.turns:
+            return "no step"
+        *before, last = trial.turns
+        if self.ends(last.action):
+            return "error submitted" if before and self.is_error(before[-1].observation) else self.fault(task, trial)
+        if before and before[-1].action == last.action:
+            return "repeated itself"
+        return "ran out of steps"
+
+    def fault(self, task: Task, trial: Trial) -> str:
+        """What is wrong with the answer that a trial handed in, in a few words."""
+        return "wrong answer"
 
     @abstractmethod
     def start(self, task: Task) -> Episode:

@@ -95,6 +95,9 @@ class ALFWorld(Env):
         """The walkthrough that the game's file has; empty where it has none."""
         return games.walkthrough(self.file(task))
 
+    def is_error(self, observation: str) -> bool:
+        return observation.strip() == "Nothing happens."
+
     def start(self, task: Task) -> HouseholdEpisode:
         """Open an episode; where the game does not open, one that is over. Raises ValueError if its file is gone."""
         try:

@@ -2,9 +2,12 @@
 
 The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
 over at any step. It forgets what it saw as soon as it looks for something else; ours goes back to what it saw, or on to
-where it has not been. A slip is what hasty people do: they put the thing away unwashed, take another thing, bring it to
-another place, forget the second one, turn on the lamp with empty hands, or wander. A slip ends in looking around,
-because a household has no way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
+where it has not been. A slip is what hasty people do: they act before they are there or have opened the door, put the
+thing away unwashed, take another thing, bring it to another place, forget the second one, turn on the lamp with empty
+hands, or wander. A household answers a command that cannot be carried out with "Nothing happens.", and goes on after
+one that misses the task. The attentive see that and mend it in the same trial. The others think that they are done and
+look around, because a household has no way to hand in an answer. Reflections and second attempts rest on what the
+trials have shown.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Generator
 from retroact_lib.envs.alfworld.engine import GameFailed
 from retroact_lib.envs.alfworld.games import accepts, affords, has_door
 from retroact_lib.envs.base import Env, Task
-from retroact_lib.experts.base import Expert, Session, Steps
+from retroact_lib.experts.base import Expert, Move, Session, Steps
 from retroact_lib.trajectories import Trial
 
 TOOLS = {
@@ -35,6 +38,10 @@ SLIPS = {
     "pick_two_obj_and_place": ("one_only", "one_only", "wrong_place", "wandered"),
 }
 """Task type -> the slips that are drawn from, the likely ones twice."""
+HASTY_SHARE = 0.4
+"""Share of the slips that are commands which cannot be carried out."""
+MENDED_SHARE = 0.4
+"""Share of the other slips that are mended in their trial; nobody mends what ends in wandering about."""
 
 _THING = re.compile(r"\ban? ([a-z]+ \d+)")
 _STANDS = ("desk", "sidetable", "dresser", "coffeetable", "diningtable", "shelf")
@@ -70,7 +77,10 @@ class _HouseholdSession(Session):
         self.two = task.family == "pick_two_obj_and_place"
         self.rooms = _THING.findall(task.question.partition("Your task is to")[0])
         """The receptacles, as the game names them."""
-        self.slip = rng.choice(SLIPS[task.family]) if rng.random() < mistake_rate else ""
+        self.slip, self.mends = "", False
+        if rng.random() < mistake_rate:
+            self.slip = "hasty" if rng.random() < HASTY_SHARE else rng.choice(SLIPS[task.family])
+            self.mends = self.slip != "wandered" and rng.random() < MENDED_SHARE
         self.did = self.plan = ""
         self.looked: set[str] = set()
         """The receptacles whose contents were seen."""
@@ -145,26 +155,68 @@ class _Trial:
         self.moved = False
         self.searched = False
         self.opening = f"I need to {session.aim()}. "
+        """What the next thought begins with."""
         self.advised = False
+        self.slipping = False
+        """Whether the steps are part of a slip."""
+        self.misplaced = ""
+        """The target that a slip put away too early, or where it does not belong."""
 
     def run(self, slip: str, again: bool) -> Steps:
         if slip == "wandered":
             yield from self._wander()
             return
         if slip == "empty_hands":
-            yield from self._light_first()
-            return
+            yield from self._astray(self._light_first())
+            slip = ""
         if again and not slip:
             yield from self._take()
         while (command := self._advice()) is not None:
-            if slip and (departs := self._departure(slip, command)):
-                yield from departs
-                return
-            if command.startswith("go ") and self._forgets():
+            if slip == "hasty" and (sooner := self._sooner(command)):
+                slip = ""
+                yield from self._hurry(sooner, command)
+            elif slip and (departs := self._departure(slip, command)):
+                slip = ""
+                yield from self._astray(departs)
+            elif command.startswith("go ") and self._forgets():
                 self.searched = True
                 yield from self._light() if self.held else self._take()
             else:
                 yield from self._do(self._reason(command), command)
+
+    def _astray(self, course: Steps) -> Steps:
+        """A slip's own course. The attentive see that the task goes on, say why, and leave the rest to the guide."""
+        of, self.slipping = self.of, True
+        yield from course
+        if of.did and not of.mends:
+            yield from self._done()
+        self.slipping, self.opening = False, f"The task is not done: I {of.did}. " if of.did else ""
+        of.did = of.plan = ""
+        if thing := self.misplaced:
+            self.placed -= 1
+            yield from self._do(f"I take the {thing} again.", f"take {thing} from {self.here}")
+
+    def _hurry(self, sooner: str, command: str) -> Steps:
+        """Try to do what has to wait until `command` is done, and see that nothing happens."""
+        self.slipping = True
+        yield from self._do(self._reason(sooner), sooner)
+        self.slipping = False
+        if self.seen == "Nothing happens.":
+            closed = command.startswith("open ")
+            place = command.removeprefix("open ").removeprefix("go to ")
+            self.opening = f"Nothing happens, because {f'{place} is closed' if closed else f'I am not at {place}'}. "
+
+    def _sooner(self, command: str) -> str:
+        """What a hasty agent does in place of opening or going: '' where there is nothing to be hasty about."""
+        of, (verb, _, rest) = self.of, command.partition(" ")
+        place = rest.removeprefix("to ")
+        if verb == "open" and not self.held:
+            return f"take {of.target} 1 from {place}"
+        if verb == "go" and self.held and not of.lamp:
+            if of.verb and not self.changed:
+                return f"{of.verb} {self.held} with {place}"
+            return f"move {self.held} to {place}"
+        return ""
 
     def _forgets(self) -> bool:
         """Whether the guide is about to search for a second thing, which we do ourselves, once."""
@@ -178,16 +230,20 @@ class _Trial:
         of, verb = self.of, command.split()[0]
         if slip == "wrong_object" and verb == "take":
             others = [o for o in _THING.findall(self.seen) if self._alike(o.split()[0])]
-            return self._wrong_object(command, of.rng.choice(others)) if others else self._wander()
+            return self._wrong_object(command, of.rng.choice(others)) if others else self._lost()
         if slip == "forgot_state" and self.held and not self.changed and verb in ("go", of.verb):
             return self._unchanged()
         if slip == "wrong_place" and self.held and verb == "go" and (self.changed or not of.verb):
             otype = self.held.split()[0]
             others = [x for x in of.rooms if x.split()[0] != of.place and accepts(x.split()[0], otype)]
-            return self._wrong_place(of.rng.choice(others)) if others else self._wander()
+            return self._wrong_place(of.rng.choice(others)) if others else self._lost()
         if slip == "one_only" and self.placed:
             return self._one_only()
         return None
+
+    def _lost(self) -> Steps | None:
+        """Where a slip has no course: the attentive do without it, the others wander."""
+        return None if self.of.mends else self._wander()
 
     def _wrong_object(self, command: str, other: str) -> Steps:
         of, place = self.of, command.split(" from ")[1]
@@ -202,7 +258,6 @@ class _Trial:
             yield from self._put(other, self._first(of.place))
         else:
             yield from self._light()
-        yield from self._done()
 
     def _alike(self, otype: str) -> bool:
         """Whether another thing can be taken for the target: all that is to be done can be done with it."""
@@ -215,15 +270,15 @@ class _Trial:
         of = self.of
         of.did = f"put the {self.held} away without using the {of.tool} to {of.verb} it"
         of.plan = f"{of.seen()[0]}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        self.misplaced = self.held
         yield from self._put(self.held, self._first(of.place))
-        yield from self._done()
 
     def _wrong_place(self, place: str) -> Steps:
         of = self.of
         of.did = f"brought the {self.held} to the {place} instead of a {of.place}"
         of.plan = f"{of.seen()[0]} and bring it to the {self._first(of.place)}"
+        self.misplaced = self.held
         yield from self._put(self.held, place)
-        yield from self._done()
 
     def _one_only(self) -> Steps:
         of = self.of
@@ -231,7 +286,7 @@ class _Trial:
         of.plan = ", then ".join(
             [f"{of.seen()[0]}, put it in the {self.here}", *(of.seen()[1:2] or [f"look for another {of.target}"])]
         )
-        yield from self._done()
+        yield from self._look_around()
 
     def _light_first(self) -> Steps:
         """Find the lamp, turn it on, and think that this was the task."""
@@ -240,7 +295,6 @@ class _Trial:
             return
         of.did = f"turned on the {of.lamp} without a {of.target} in my hands"
         of.plan = f"take a {of.target} first and then use the {of.lamp} on the {self.here}"
-        yield from self._done()
 
     def _light(self) -> Generator[tuple[str, str], str, bool]:
         """Look for the lamp, likely places first, and turn it on; says whether there was one."""
@@ -259,7 +313,7 @@ class _Trial:
     def _wander(self) -> Steps:
         """Walk between two places, until the trial ends."""
         pair = self.of.rng.sample(self.of.rooms, 2)
-        self.of.did = f"went back and forth between {pair[0]} and {pair[1]}"
+        self.slipping, self.of.did = True, f"went back and forth between {pair[0]} and {pair[1]}"
         while True:
             for place in pair:
                 yield from self._do(f"Maybe the {self.of.target} is in {place}.", f"go to {place}")
@@ -278,7 +332,7 @@ class _Trial:
         if not self.advised:
             self._advice()  # the guide keeps its own account of what it sees
         thought, self.opening = self.opening + thought, ""
-        self.seen = yield thought, command
+        self.seen = yield Move(thought, command, self.slipping)
         self.advised = False
         try:
             self.guide.step(command)
@@ -336,7 +390,10 @@ class _Trial:
     def _done(self) -> Steps:
         """Nothing is left to do, as the hasty see it."""
         while True:
-            yield from self._do("The task is done. I look around.", "look")
+            yield from self._look_around()
+
+    def _look_around(self) -> Steps:
+        yield from self._do("The task is done. I look around.", "look")
 
     def _reason(self, command: str) -> str:
         """Why the guide gives this command."""

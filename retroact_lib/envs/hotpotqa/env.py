@@ -26,6 +26,7 @@ from retroact_lib.envs.hotpotqa import articles
 from retroact_lib.envs.hotpotqa.articles import bare, fold
 from retroact_lib.envs.hotpotqa.questions import TYPES, Question, questions
 from retroact_lib.envs.official import read_list
+from retroact_lib.trajectories import Trial
 
 PARAGRAPHS = 10
 """Paragraphs beside a question, as in HotpotQA's distractor setting: two that matter, the others near misses."""
@@ -35,6 +36,7 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)")
 _NEAR = 0.9
 _ECHO = 60
 _UNKNOWN = "Unknown action. There are Search[entity], Lookup[keyword] and Finish[answer]."
+_NOTHING_FOUND = ("Could not find ", "No results.", "No more results.", "There is no article to look into", _UNKNOWN)
 
 
 class HotpotQA(Env):
@@ -77,6 +79,20 @@ class HotpotQA(Env):
     def solution(self, task: Task) -> list[str]:
         searches = [f"Search[{title}]" for title in dict.fromkeys(title for title, _ in task.meta["supporting"])]
         return [*searches, f"Finish[{task.meta['answer']}]"]
+
+    def is_error(self, observation: str) -> bool:
+        return observation.startswith(_NOTHING_FOUND)
+
+    def ends(self, action: str) -> bool:
+        found = _ACTION.fullmatch(action.strip())
+        return found is not None and found[1].lower() == "finish"
+
+    def fault(self, task: Task, trial: Trial) -> str:
+        """Whether all articles that matter were opened, and whether the answer was there to read."""
+        seen = " ".join(turn.observation for turn in trial.turns)
+        if not all(f"({title})" in seen for title, _ in task.meta["supporting"]):
+            return "article not read"
+        return "answer read but not given" if task.meta["answer"] in seen else "wrong conclusion"
 
     def start(self, task: Task) -> HotpotEpisode:
         """Open an episode."""

@@ -13,11 +13,19 @@ class Options:
     """An observation longer than this is cut."""
     max_columns: int = 0
     """Leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
+    official: str = "unseen"
+    """Official questions: those whose database training never sees (``unseen``), or ``all``."""
+    versions: int = 0
+    """Training questions are set in so many versions of their databases, in which columns go by other names."""
 
     def __post_init__(self):
         known = ("mysql", "compact", "names")
         if self.describe not in known:
             raise ValueError(f"describe is {self.describe!r}; expected one of {known}.")
+        if self.official not in ("unseen", "all"):
+            raise ValueError(f"official is {self.official!r}; expected unseen or all.")
+        if self.versions < 0:
+            raise ValueError(f"versions is {self.versions}; expected 0 or more.")
         if self.observation_chars < 40:
             raise ValueError(f"observation_chars is {self.observation_chars}; expected at least 40.")
 

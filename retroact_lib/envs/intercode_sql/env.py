@@ -24,7 +24,9 @@ from retroact_lib.envs.base import Env, Episode, Step, Task, in_turn
 from retroact_lib.envs.intercode_sql.databases import load_databases, real_questions
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
+from retroact_lib.envs.intercode_sql.versions import Names, new_names, translated, version
 from retroact_lib.envs.official import read_list
+from retroact_lib.trajectories import Trial
 
 DATABASES: dict[str, tuple[str, ...]] = {
     "train": (
@@ -64,11 +66,14 @@ class InterCodeSQL(Env):
 
     Args:
         data: path or http(s) URL of a JSON list of ``{"db", "query", "gold"}`` (``hardness`` optional), InterCode's
-            ``ic_spider_dev.json``; it becomes the split ``official``. Its databases overlap with ``train``.
+            ``ic_spider_dev.json``; it becomes the split ``official``.
         describe: DESC answers with MySQL's six fields ("mysql"), with (Field, Type) ("compact"), or (Field,) ("names").
         observation_chars: observations are cut to this many characters.
         max_columns: generated questions whose gold query uses more columns than this are left out; 0 keeps all.
         time_limit: seconds that one statement may take.
+        official: which of these questions there are: those whose database training never sees ("unseen"), or all.
+        versions: the training questions are set in so many versions of their databases beside the original, in which
+            columns go by other names (`versions`); 0 is the originals alone.
 
     Raises FileNotFoundError if the databases are not installed, ValueError for a bad argument.
     """
@@ -97,11 +102,17 @@ class InterCodeSQL(Env):
         observation_chars: int = 400,
         max_columns: int = 0,
         time_limit: float = 2.0,
+        official: str = "unseen",
+        versions: int = 0,
     ) -> None:
         if describe not in ("mysql", "compact", "names"):
             raise ValueError(f"describe must be 'mysql', 'compact' or 'names', not {describe!r}.")
         if observation_chars < 40:
             raise ValueError(f"observation_chars must be at least 40, not {observation_chars}.")
+        if official not in ("unseen", "all"):
+            raise ValueError(f"official must be 'unseen' or 'all', not {official!r}.")
+        if versions < 0:
+            raise ValueError(f"versions must be 0 or more, not {versions}.")
         if not time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, not {time_limit}.")
         self.data = data
@@ -109,6 +120,8 @@ class InterCodeSQL(Env):
         self.observation_chars = observation_chars
         self.max_columns = max_columns
         self.time_limit = time_limit
+        self.official = official
+        self.versions = versions
         self._databases = load_databases()
         self._engines: dict[str, SqlDatabase] = {}
         self._golds: dict[tuple[str, str], list[Row]] = {}
@@ -118,7 +131,7 @@ class InterCodeSQL(Env):
         """Families in turn and, within a family, databases in turn; see `Env.order`."""
         by_family: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
         for task in pool:
-            by_family[task.family][task.meta["db"]].append(task)
+            by_family[task.family][self.world_of(task)].append(task)
         turns = []
         for databases in by_family.values():
             lists = list(databases.values())
@@ -134,10 +147,28 @@ class InterCodeSQL(Env):
         return (not families or task.family in families) and (free or len(task.meta["columns"]) <= self.max_columns)
 
     def world_of(self, task: Task) -> str:
-        return task.meta["db"]
+        return task.meta["db"].partition("~")[0]
 
     def solution(self, task: Task) -> list[str]:
         return [f"execute[{task.meta['gold']}]", "submit"]
+
+    def is_error(self, observation: str) -> bool:
+        return observation.startswith(_ERROR)
+
+    def ends(self, action: str) -> bool:
+        return _SUBMIT.fullmatch(action.strip()) is not None
+
+    def fault(self, task: Task, trial: Trial) -> str:
+        """By the last statement: no query at all, another table or column than the gold query's, or another query."""
+        run = [found[1] for turn in trial.turns if (found := _EXECUTE.fullmatch(turn.action.strip()))]
+        if not run or not re.match(r"\s*\(?\s*(select|with)\b", run[-1], re.I):
+            return "no query"
+        tables, columns = _used(run[-1])
+        if set(tables) != {name.lower() for name in task.meta["tables"]}:
+            return "wrong table"
+        if {name.lower() for name in columns} != {name.lower() for name in task.meta["columns"]}:
+            return "wrong column"
+        return "wrong query"
 
     def start(self, task: Task) -> SqlEpisode:
         """Open an episode. Raises ValueError if the task's database is unknown or its gold does not run."""
@@ -172,9 +203,11 @@ class InterCodeSQL(Env):
 
     def _engine(self, db: str) -> SqlDatabase:
         if db not in self._engines:
-            if db not in self._databases:
+            name, _, number = db.partition("~")
+            if name not in self._databases or not (number or "0").isdigit():
                 raise ValueError(f"unknown database {db!r}: there are {', '.join(sorted(self._databases))}.")
-            self._engines[db] = SqlDatabase(self._databases[db], self.describe, self.time_limit)
+            database = version(self._databases[name], int(number or 0))
+            self._engines[db] = SqlDatabase(database, self.describe, self.time_limit)
         return self._engines[db]
 
     def pool(self, split: str) -> list[Task]:
@@ -189,11 +222,20 @@ class InterCodeSQL(Env):
 
     def _generated(self, split: str, db: str) -> list[Task]:
         tasks = []
+        versions = [new_names(self._databases[db], number) for number in range(self.versions + 1)]
         for family, made in generate(db, self._engine(db)).items():
             for number, (question, draft, rows) in enumerate(made):
-                meta = {"db": db, "gold": draft.gold, "tables": list(draft.tables), "columns": list(draft.columns)}
-                tasks.append(Task(f"{split}/{db}/{family}/{number:04d}", question, family, meta))
-                self._golds[db, draft.gold] = rows
+                task_id = f"{split}/{db}/{family}/{number:04d}"
+                drawn = random.Random(task_id).randint(0, self.versions) if split == "train" else 0
+                names = versions[drawn]
+                meta = {
+                    "db": f"{db}~{drawn}" if drawn else db,
+                    "gold": translated(draft.gold, names),
+                    "tables": list(draft.tables),
+                    "columns": [_renamed(column, draft.tables, names) for column in draft.columns],
+                }
+                tasks.append(Task(f"{task_id}~{drawn}" if drawn else task_id, question, family, meta))
+                self._golds[meta["db"], meta["gold"]] = rows
         return tasks
 
     def _given(self, split: str, entries: list[dict[str, str]]) -> list[Task]:
@@ -225,7 +267,10 @@ class InterCodeSQL(Env):
             for key in ("db", "gold", "query"):
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                     raise ValueError(f"entry {number} of {self.data} has no text in the field {key!r}.")
-        return entries
+        kept = [entry for entry in entries if self.official == "all" or entry["db"] not in DATABASES["train"]]
+        if not kept:
+            raise ValueError(f"all questions of {self.data} are about training databases: pass official='all'.")
+        return kept
 
 
 class SqlEpisode(Episode):
@@ -319,6 +364,11 @@ def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
             break
         shown += part
     return (shown if shown != "[" else text[:space]) + marker + "]"
+
+
+def _renamed(column: str, tables: Sequence[str], names: Names) -> str:
+    """A column's name in a version, in the first of the tables in which it has another."""
+    return next((names[table, column] for table in tables if (table, column) in names), column)
 
 
 def _used(sql: str) -> tuple[list[str], list[str]]:

@@ -1,0 +1,130 @@
+"""Versions of the training databases: the same rows, with columns that go by other names.
+
+There are nine training databases, so a policy may learn their column names by heart and write them where they do not
+exist. In versions a name has to be read from DESC, as in a database that is new. A version names columns by the words
+of questions or by those of their own names, with or without the table's word before it, in one of four spellings. Keys
+keep one name in all tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import re
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from retroact_lib.envs.intercode_sql.databases import Database, Table
+from retroact_lib.envs.intercode_sql.questions import quoted
+from retroact_lib.envs.intercode_sql.words import WORDS, phrase
+from retroact_lib.files import digest_of
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SPELLINGS = (
+    lambda words: "_".join(words),
+    lambda words: "_".join(word.capitalize() for word in words),
+    lambda words: "".join(word.capitalize() for word in words),
+    lambda words: words[0] + "".join(word.capitalize() for word in words[1:]),
+)
+_KEPT, _BY_WORDS, _PREFIXED = 0.25, 0.5, 0.4
+"""Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it."""
+
+
+Names = dict[tuple[str, str], str]
+"""(table, column) -> the column's name in a version, of those that change."""
+
+
+def new_names(database: Database, number: int) -> Names:
+    """The names of version `number`. Version 0 is the database itself."""
+    if not number:
+        return {}
+    rng = random.Random(f"{database.name}/{number}")
+    spelling = rng.choice(_SPELLINGS)
+    keys: dict[str, str] = {}
+    names: Names = {}
+    for table in database.tables.values():
+        taken = {column.name.lower() for column in table.columns}
+        for column in table.columns:
+            is_key = column.key or any(column.name == foreign for foreign, _, _ in table.foreign_keys)
+            new = _named(database.name, table, column.name, spelling, rng)
+            if is_key:  # drawn in any case, so that what follows does not depend on it
+                new = keys.setdefault(column.name, spelling(_words_in(column.name)))
+            keeps = not is_key and rng.random() < _KEPT
+            if not keeps and quoted(column.name) == column.name and quoted(new) == new and new.lower() not in taken:
+                taken.add(new.lower())
+                names[table.name, column.name] = new
+    return names
+
+
+def _named(database: str, table: Table, column: str, spelling, rng: random.Random) -> str:
+    """A name for a column: its own words or those of questions, and before it perhaps the table's word."""
+    words = WORDS.get(database, {}).get(table.name)
+    by_words, prefixed = rng.random() < _BY_WORDS, rng.random() < _PREFIXED
+    parts = _words_in(phrase(words, column)) if words and by_words else _words_in(column)
+    noun = words.one.split()[-1].lower() if words else ""
+    return spelling([noun, *parts] if prefixed and noun and noun not in parts else parts)
+
+
+def _words_in(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)] or [name.lower()]
+
+
+def translated(sql: str, names: Names) -> str:
+    """A generated query with the columns of `names` renamed; tables, aliases and quoted texts stay."""
+    if nested := re.search(r"\((SELECT .*)\)", sql):
+        outer = translated(f"{sql[: nested.start()]}\0{sql[nested.end() :]}", names)
+        return outer.replace("\0", f"({translated(nested[1], names)})")
+    tables = {alias or name: name for name, alias in re.findall(r"(?:FROM|JOIN) (\S+)(?: AS (\w+))?", sql)}
+
+    def new(found: re.Match) -> str:
+        quote, alias, word = found.groups()
+        if quote or not word:
+            return found[0]
+        homes = [tables[alias]] if alias in tables else tables.values()
+        return (f"{alias}." if alias else "") + next((names[t, word] for t in homes if (t, word) in names), word)
+
+    return re.sub(r"('[^']*'|(?:FROM|JOIN)\s+\S+(?: AS \w+)?)|(?:(\w+)\.)?(\b[A-Za-z_]\w*)", new, sql)
+
+
+def version(database: Database, number: int) -> Database:
+    """Version `number` of a database, made in the cache when it is first asked for."""
+    names = new_names(database, number)
+    if not names:
+        return database
+    digest = digest_of([[*column, new] for column, new in names.items()])
+    path = database.path.with_name(f"{database.path.stem}~{digest[:12]}.sqlite")
+    if not path.exists():
+        _make(database, names, path)
+    tables = {name: _renamed(table, names) for name, table in database.tables.items()}
+    return Database(f"{database.name}~{number}", path, tables)
+
+
+def _make(database: Database, names: dict[str, str], path: Path) -> None:
+    handle, made = tempfile.mkstemp(suffix=".sqlite", dir=path.parent)
+    os.close(handle)
+    try:
+        Path(made).write_bytes(database.path.read_bytes())
+        connection = sqlite3.connect(made)
+        for table in database.tables.values():
+            for column in table.columns:
+                if new := names.get((table.name, column.name)):
+                    connection.execute(f'ALTER TABLE "{table.name}" RENAME COLUMN "{column.name}" TO "{new}"')
+        connection.commit()
+        connection.close()
+        os.replace(made, path)
+    finally:
+        Path(made).unlink(missing_ok=True)
+
+
+def _renamed(table: Table, names: Names) -> Table:
+    def new(column: str, of: str = table.name) -> str:
+        return names.get((of, column), column)
+
+    return Table(
+        table.name,
+        [dataclasses.replace(column, name=new(column.name)) for column in table.columns],
+        [new(column) for column in table.primary_key],
+        [(new(column), other, new(key, other)) for column, other, key in table.foreign_keys],
+    )
