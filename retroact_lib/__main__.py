@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from retroact_lib import pages, study
-from retroact_lib.config import PROFILES
+from retroact_lib import choices, pages, reactions, study
+from retroact_lib.config import PROFILES, load_config
 from retroact_lib.envs import ENVIRONMENTS
 
 
@@ -22,6 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--dry-run", action="store_true", help="resolve and check everything, print the plan, stop")
     command = commands.add_parser("refresh", help="execute the notebooks in place with their defaults")
     command.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=", ".join(study.EVERY))
+    command = commands.add_parser("try", help="train by some settings, and keep what it does on the validation tasks")
+    command.add_argument("label", help="names the files under results/<profile>/<env>/choices")
+    command.add_argument("--profile", default="laptop", help=f"one of {', '.join(PROFILES)}")
+    command.add_argument("--env", default="intercode_sql", help=f"one of {', '.join(ENVIRONMENTS)}")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--stage", type=int, default=1, help="1: imitation; 2: the joint policy gradient after it")
+    command.add_argument("--modes", nargs="+", default=["greedy"], help=f"some of {', '.join(choices.MODES)}")
+    command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command = commands.add_parser("pages", help="write the tables of README and the other pages from the results")
     command.add_argument("--check", action="store_true", help="write nothing; name the pages that differ, and fail")
     options = parser.parse_args(arguments)
@@ -30,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             return pages.main(["--check"] if options.check else [])
         if options.command == "refresh":
             study.refresh(options.only)
+            return 0
+        if options.command == "try":
+            for seed in options.seeds:
+                settings = load_config(options.profile, env=options.env, seed=seed, **_overrides(options.set))
+                table = choices.try_out(settings, options.label, options.stage, tuple(options.modes))
+                print(f"{options.label}, seed {seed}", reactions.summary(table).round(0), sep="\n")
+                print(reactions.causes(table).round(0))
             return 0
         items = study.plan(options.profile, options.env, options.seeds, options.only, _overrides(options.set))
         if options.dry_run:

@@ -165,6 +165,8 @@ class SFTConfig:
     """False trains on environment tokens as if the agent had written them (the authors' release does)."""
     mask_slips: bool = True
     """False imitates an expert's slips too, not only what mended them."""
+    sft_roles: str = "both"
+    """Whose demonstrations stage 1 imitates: ``both``, ``planner`` or ``reflector``."""
     sft_keep: str = "last"
     """Whose policy stage 1 leaves: that of the ``last`` epoch, or of the one that was ``best`` in greedy validation."""
     il_weighting: str = "example"
@@ -175,6 +177,8 @@ class SFTConfig:
     def __post_init__(self):
         for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        known = ("both", "planner", "reflector")
+        _require(self.sft_roles in known, f"sft_roles is {self.sft_roles!r}; expected one of {known}.")
         known = ("last", "best")
         _require(self.sft_keep in known, f"sft_keep is {self.sft_keep!r}; expected one of {known}.")
         known = ("example", "token")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from retroact_lib import envs, evaluation, paths, plots, tables
+from retroact_lib import envs, evaluation, paths, plots, reactions, tables
 from retroact_lib.config import load_config
 from retroact_lib.files import read_json, write_text
 
@@ -196,6 +196,38 @@ def choice(env: str) -> str:
     return grid(["stage 2", "updates", *(part for name in head for part in (name, "minus SFT"))], rows)
 
 
+def tried(env: str, *labels: str) -> str:
+    """Settings tried on the validation tasks, greedy, each against the first: solved, and what follows an error."""
+    found = pd.concat([_tried(env, name, "").assign(arm=name) for name in labels]).query("mode == 'greedy'")
+    trials = pd.concat([_tried(env, name, "-trials").assign(arm=name) for name in labels]).query("mode == 'greedy'")
+    rows = []
+    for name in labels:
+        own, shares = found[found["arm"] == name], reactions.summary(trials[trials["arm"] == name], _resamples(env))
+        solved_by = evaluation.summarise(own, ["arm"], _resamples(env)).itertuples()
+        paired = evaluation.compare(found, name, labels[0], resamples=_resamples(env)).itertuples()
+        gain = "" if name == labels[0] else "".join(map(points, paired))
+        cells = [f"{row['%']:.0f} of {row['n']:.0f}" if row["n"] else "" for _, row in shares.iloc[2:].iterrows()]
+        size = [str(own["task"].nunique()), str(own["seed"].nunique())]
+        rows.append([name, _changes(env, name), *size, "".join(map(percent, solved_by)), gain, *cells])
+    head = ["settings", "changed", "n", "seeds", "solved, %", f"minus {labels[0]}"]
+    return grid([*head, "solved after an error, %", "error submitted, % of failures"], rows)
+
+
+def _tried(env: str, name: str, suffix: str) -> pd.DataFrame:
+    """A table of settings that were tried, of all seeds. Raises ValueError where there is none."""
+    folder, wanted = _folder(env) / "choices", re.compile(rf"{re.escape(name)}-seed\d+{suffix}\.csv")
+    files = sorted(file for file in folder.glob(f"{name}-seed*.csv") if wanted.fullmatch(file.name))
+    if not files:
+        raise ValueError(f"{folder} holds no table of {name}: run python -m retroact_lib try {name}.")
+    return pd.concat([pd.read_csv(file, keep_default_na=False) for file in files], ignore_index=True)
+
+
+def _changes(env: str, name: str) -> str:
+    """The settings in which a choice differs from its profile."""
+    file = min((_folder(env) / "choices").glob(f"{name}-seed[0-9]*.json"))
+    return ", ".join(f"`{key}` {value}" for key, value in read_json(file)["changed"].items())
+
+
 def solved(env: str, split: str) -> str:
     """The tasks of a split that SFT or RetroAct solved, and in how many seeds."""
     found = outcomes(env, "outcomes-0[23]").query("split == @split and arm in ('sft', 'retroact')")
@@ -298,7 +330,7 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(environments, arms, families, gains, against, pairs, choice, solved, training, sizes, learning, raw),
+        *(environments, arms, families, gains, against, pairs, choice, tried, solved, training, sizes, learning, raw),
         *(earlier, earlier_arms),
     )
 }

@@ -140,10 +140,11 @@ def _train_epochs(config: StudyConfig) -> Run:
 
 
 def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Example]:
-    """D_IL as token examples."""
+    """D_IL as token examples, of the roles that the settings ask for."""
     trajectories = read_trajectories(demonstrate(config).file(TRAJECTORIES))
     masks = config.sft.mask_observations, config.sft.mask_slips
-    return examples.imitation_examples(policy, environment(config), trajectories, *masks)
+    made = examples.imitation_examples(policy, environment(config), trajectories, *masks)
+    return [example for example in made if config.sft.sft_roles in ("both", example.role)]
 
 
 def roll_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -341,6 +342,8 @@ def test_the_handcoded_expert_solves_every_type(env):
 
 def test_slips_fail_and_are_mended(env, monkeypatch):
     """A slip for which the room has no occasion (no other thing at hand, no other place) becomes wandering."""
+    monkeypatch.setattr(expert, "HASTY_SHARE", 0.0)
+    monkeypatch.setattr(expert, "MENDED_SHARE", 0.0)
     said = set()
     for task in env.tasks("train"):
         for slip in sorted(set(expert.SLIPS[task.family])):
@@ -354,8 +357,44 @@ def test_slips_fail_and_are_mended(env, monkeypatch):
     assert said == set(SLIP_SAYS)
 
 
+def test_the_attentive_mend_a_slip_in_its_trial(env, monkeypatch):
+    """The game goes on, so the task is not done: the thing is taken again, washed, or the second one fetched."""
+    monkeypatch.setattr(expert, "HASTY_SHARE", 0.0)
+    monkeypatch.setattr(expert, "MENDED_SHARE", 1.0)
+    slipped = set()
+    for task in env.tasks("train"):
+        for slip in sorted(set(expert.SLIPS[task.family]) - {"wandered"}):
+            monkeypatch.setitem(expert.SLIPS, task.family, (slip,))
+            (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=1.0, max_steps=100, max_repeats=3).trials
+            assert trial.success, f"{slip}\n{trial}"
+            flags = [turn.slip for turn in trial.turns]
+            if any(flags):
+                last = len(flags) - 1 - flags[::-1].index(True)
+                thought = trial.turns[last + 1].text
+                assert "The task is not done: I" in thought and SLIP_SAYS[slip] in thought, f"{slip}\n{trial}"
+                slipped.add(slip)
+    assert len(slipped) >= 4
+
+
+def test_who_is_too_early_sees_that_nothing_happens(env, monkeypatch):
+    monkeypatch.setattr(expert, "HASTY_SHARE", 1.0)
+    causes = set()
+    for task in env.tasks("train"):
+        (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=1.0, max_steps=100, max_repeats=3).trials
+        assert trial.success, str(trial)
+        for turn, then in itertools.pairwise(trial.turns):
+            if turn.slip:
+                assert turn.observation == "Nothing happens." and not then.slip
+                verb, cause = ("open", "is closed") if "is closed" in then.text else ("go to", "I am not at")
+                assert then.action.startswith(verb), str(trial)
+                assert f"Nothing happens, because {'I am not at ' if verb == 'go to' else ''}" in then.text
+                causes.add(cause)
+    assert "I am not at" in causes
+
+
 def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     """Whoever found nothing plans to look where nobody has looked, and does."""
+    monkeypatch.setattr(expert, "HASTY_SHARE", 0.0)
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
     monkeypatch.setitem(expert.SLIPS, task.family, ("wandered",))
     done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)

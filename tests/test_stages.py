@@ -184,6 +184,13 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
         stages.learning_curve(config)
 
 
+@pytest.mark.parametrize(("roles", "found"), [("both", {"planner", "reflector"}), ("planner", {"planner"})])
+def test_stage_1_imitates_the_roles_that_are_asked_for(config, roles, found):
+    changed = config.change(sft_roles=roles, il_tasks=12, mistake_rate=1.0)
+    shown = stages.imitation_examples(changed, stages.load_policy(changed, None))
+    assert {example.role for example in shown} == found
+
+
 @pytest.mark.parametrize(("solved", "kept"), [((9, 3, 2), 1), ((9, 3, 3), 1), ((9, 2, 3), 2)])
 def test_the_best_epoch_is_that_which_solves_most_validation_tasks(config, monkeypatch, solved, kept):
     last = stages.train_sft(config)

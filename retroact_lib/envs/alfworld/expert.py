@@ -195,6 +195,9 @@ class _Trial:
         if thing := self.misplaced:
             self.placed -= 1
             yield from self._do(f"I take the {thing} again.", f"take {thing} from {self.here}")
+            if of.verb and not self.changed:
+                yield from self._change(thing)
+                yield from self._put(thing, self._first(of.place))
 
     def _hurry(self, sooner: str, command: str) -> Steps:
         """Try to do what has to wait until `command` is done, and see that nothing happens."""
@@ -251,9 +254,7 @@ class _Trial:
         of.plan = f"take the {_object(command)} from the {place}, and look at its name before I go on"
         yield from self._do(f"I take the {other}.", f"take {other} from {place}")
         if of.verb:
-            tool = self._first(of.tool)
-            yield from self._do(f"I {of.verb} it next, at the {tool}.", f"go to {tool}")
-            yield from self._do(f"I {of.verb} the {other}.", f"{of.verb} {other} with {tool}")
+            yield from self._change(other)
         if of.place:
             yield from self._put(other, self._first(of.place))
         else:
@@ -376,6 +377,11 @@ class _Trial:
             if things := [o for o in _THING.findall(self.seen) if o.split()[0] == of.target]:
                 yield from self._do(f"Here is the {things[0]}. I take it.", f"take {things[0]} from {place}")
                 return
+
+    def _change(self, thing: str) -> Steps:
+        of, tool = self.of, self._first(self.of.tool)
+        yield from self._do(f"I {of.verb} it next, at the {tool}.", f"go to {tool}")
+        yield from self._do(f"I {of.verb} the {thing}.", f"{of.verb} {thing} with {tool}")
 
     def _put(self, thing: str, place: str) -> Steps:
         if self.here != place:

@@ -1,0 +1,64 @@
+"""Choices of settings, made on the validation split: train by some settings, play, and keep what came of it.
+
+    python -m retroact_lib try mended --env intercode_sql --set il_tasks=320 mistake_rate=0.6
+    python -m retroact_lib try clean --env intercode_sql --set il_tasks=320 mistake_rate=0
+
+Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
+read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
+side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from retroact_lib import paths, reactions, stages
+from retroact_lib.config import StudyConfig, load_config
+from retroact_lib.files import write_json, write_text
+
+MODES = ("greedy", "sampled")
+
+
+def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, ...] = ("greedy",)) -> pd.DataFrame:
+    """Train up to stage 1 or 2 by these settings, play the validation tasks, keep and return the trial table.
+
+    Raises ValueError for a label that is no file name, or an unknown stage or mode.
+    """
+    if not label.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"The label {label!r} names a file; expected letters, digits, - and _.")
+    if stage not in (1, 2):
+        raise ValueError(f"stage is {stage}; expected 1 (imitation) or 2 (joint policy gradient).")
+    if unknown := set(modes) - set(MODES):
+        raise ValueError(f"Unknown mode {min(unknown)!r}; expected some of {', '.join(MODES)}.")
+    trained = [stages.train_sft(config)]
+    if stage == 2:
+        trained += stages.train_joint_rl(config)
+    found = [stages.evaluate(config, trained[-1], label, "validation", mode) for mode in modes]
+    environment, tasks = stages.environment(config), stages.task_sets(config)["validation"]
+    trials = [
+        reactions.trial_table(
+            environment, tasks, stages.evaluation_trajectories(config, trained[-1], "validation", mode)
+        ).assign(mode=mode)
+        for mode in modes
+    ]
+    table = pd.concat(trials, ignore_index=True).assign(seed=config.seed)
+    file = folder(config) / f"{label}-seed{config.seed}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file.with_suffix(".csv"), pd.concat(found, ignore_index=True).to_csv(index=False))
+    write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
+    kept = {"changed": changed(config), "runs": {run.path.name: run.manifest for run in trained}}
+    write_json(file.with_suffix(".json"), kept)
+    return table
+
+
+def folder(config: StudyConfig) -> Path:
+    """Where the choices of a profile and environment lie."""
+    return paths.results_dir(config.profile, config.env) / "choices"
+
+
+def changed(config: StudyConfig) -> dict[str, object]:
+    """The settings that differ from the profile's, the seed aside."""
+    own = load_config(config.profile, env=config.env, seed=config.seed).flat()
+    return {name: value for name, value in config.flat().items() if value != own[name]}

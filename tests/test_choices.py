@@ -1,0 +1,62 @@
+"""Settings that are tried on validation: trained, played, kept with their manifests, and set side by side on a page."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from retroact_lib import __main__ as command_line
+from retroact_lib import choices, pages
+from retroact_lib.config import load_config
+
+SMALL = (
+    "il_tasks=4 rl_tasks=4 max_steps=3 max_action_tokens=10 max_reflection_tokens=6 lora_rank=2 sft_epochs=1".split()
+)
+
+
+@pytest.fixture
+def tried(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RETROACT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RETROACT_RESULTS", str(tmp_path / "results"))
+    settings = [*SMALL, f"checkpoint={tiny_checkpoint}", "compute_dtype=float32"]
+    for label, more in (("one", []), ("two", ["sft_lr=0.0005"])):
+        asked = ["try", label, "--profile", "smoke", "--seeds", "0", "1", "--set", *settings, *more]
+        assert command_line.main(asked) == 0
+    return tmp_path / "results" / "smoke" / "intercode_sql" / "choices", capsys.readouterr().out
+
+
+def test_what_was_tried_is_kept_and_shown(tried, monkeypatch):
+    folder, printed = tried
+    names = {file.name for file in folder.iterdir()}
+    assert names == {
+        f"{n}-seed{s}{end}" for n in ("one", "two") for s in (0, 1) for end in (".csv", "-trials.csv", ".json")
+    }
+    outcomes = pd.read_csv(folder / "two-seed1.csv")
+    assert set(outcomes["arm"]) == {"two"} and set(outcomes["split"]) == {"validation"} and set(outcomes["seed"]) == {1}
+    trials = pd.read_csv(folder / "two-seed1-trials.csv", keep_default_na=False)
+    assert (trials["task"] == outcomes["task"]).all() and (trials["steps"] == outcomes["steps"]).all()
+    book = json.loads((folder / "two-seed1.json").read_text())
+    assert book["changed"]["sft_lr"] == 0.0005 and [run["stage"] for run in book["runs"].values()] == ["sft"]
+    assert "two, seed 1" in printed and "trials solved" in printed
+
+    monkeypatch.setattr(pages, "PROFILE", "smoke")
+    header, _, one, two = pages.tried("intercode_sql", "one", "two").splitlines()
+    assert "minus one" in header and "solved after an error" in header
+    assert one.startswith("| one | ") and "`sft_lr` 0.0005" in two and "(" in two  # a paired difference
+    with pytest.raises(ValueError, match="holds no table of three: run python -m retroact_lib try three"):
+        pages.tried("intercode_sql", "three")
+
+
+@pytest.mark.parametrize(
+    ("label", "stage", "modes", "message"),
+    [
+        ("a/b", 1, ("greedy",), "The label 'a/b' names a file"),
+        ("a", 3, ("greedy",), "stage is 3; expected 1"),
+        ("a", 1, ("warm",), "Unknown mode 'warm'"),
+    ],
+)
+def test_bad_input_is_one_sentence(label, stage, modes, message):
+    with pytest.raises(ValueError, match=message):
+        choices.try_out(load_config("smoke"), label, stage, modes)
