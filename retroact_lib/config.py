@@ -46,12 +46,16 @@ class DataConfig:
     """Tasks of the held-out validation split; every choice of a setting is made on these."""
     expert_trials: int = 2
     """K of the expert."""
+    corrected_tasks: int = 0
+    """Further training tasks: the imitation policy plays, the expert ends the trial from an error on, and stage 1 goes
+    on with that (one round of DAgger); 0 leaves it out."""
     mistake_rate: float = 0.3
     """Share of expert episodes whose first trial holds a slip: mended there if the observation betrays it."""
 
     def __post_init__(self):
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+        _require(self.corrected_tasks >= 0, f"corrected_tasks is {self.corrected_tasks}; expected 0 or more.")
         _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
 
 

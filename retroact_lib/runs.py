@@ -41,8 +41,11 @@ PACKAGES = (
 
 MODEL = ("attention", "layers", "packing", "policy")
 """What computes log-probs, in training and decoding alike."""
+EXPERT = ("trajectories", "trials", "prompts", "experts/__init__", "experts/base", "envs/base", "envs/{env}")
+"""What an expert's work depends on."""
 CODE = {
-    "expert": ("trajectories", "trials", "prompts", "experts/base", "envs/base", "envs/{env}"),
+    "expert": EXPERT,
+    "corrections": EXPERT,
     "sft": ("prompts", *MODEL, "examples", "losses", "training"),
     "rollouts": ("prompts", *MODEL, "decoding", "engines", "trials", "rollout", "envs/base", "envs/{env}"),
     "examples": ("prompts", *MODEL, "trajectories", "examples", "training"),

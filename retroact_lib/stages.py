@@ -8,6 +8,7 @@ only files. A run's key holds all that it depends on, so arms that share a stage
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -31,6 +32,8 @@ from retroact_lib.trials import draw_seed
 TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
+USED_IN_TRAINING = ("il", "rl", "known", "corrected", "validation")
+"""The task sets that are not kept for the end."""
 
 
 class AfterEpoch(Run):
@@ -57,21 +60,24 @@ def _environment(name: str, official_data: str, options: object) -> Env:
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     """The tasks of the study by use.
 
-    `il`, `rl` and `known` are disjoint parts of the training split: those demonstrated, those rolled out, and as many
-    as the test has, to tell what was learnt about the training databases from what carries over to others. An
-    environment with a split `seen` of its own has that for `known`.
+    `il`, `rl`, `known` and `corrected` are disjoint parts of the training split: those demonstrated, those rolled out,
+    as many as the test has, to tell what was learnt about the training databases from what carries over to others, and
+    those whose trials the expert ends. An environment with a split `seen` of its own has that for `known`.
     """
     env, data = environment(config), config.data
     used = data.il_tasks + data.rl_tasks
     seen = _generated(config, "seen", data.test_tasks) if "seen" in env.splits else []
-    train = _generated(config, "train", used + (0 if seen else data.test_tasks), config.seed)
+    known = used + (0 if seen else data.test_tasks)
+    train = _generated(config, "train", known + data.corrected_tasks, config.seed)
     sets = {
         "il": train[: data.il_tasks],
         "rl": train[data.il_tasks : used],
-        "known": seen or train[used:],
+        "known": seen or train[used:known],
         "validation": _generated(config, "validation", data.validation_tasks),
         "test": _generated(config, "test", data.test_tasks),
     }
+    if data.corrected_tasks:
+        sets["corrected"] = train[known:]
     for split in env.splits:
         if split in env.written_splits:
             if split != "official" or data.official_data:
@@ -120,10 +126,47 @@ def train_sft(config: StudyConfig) -> Run:
     those that solve as many.
     """
     run = _train_epochs(config)
-    if config.sft.sft_keep == "last":
-        return run
-    solved = learning_curve(config).query("epoch > 0").groupby("epoch")["success"].sum()
-    return _after_epoch(run, int(solved.idxmax()), config.sft.sft_epochs)
+    if config.sft.sft_keep == "best":
+        solved = learning_curve(config).query("epoch > 0").groupby("epoch")["success"].sum()
+        run = _after_epoch(run, int(solved.idxmax()), config.sft.sft_epochs)
+    return _train_corrected(config, run) if config.data.corrected_tasks else run
+
+
+def correct(config: StudyConfig, start: Run) -> Run:
+    """Trials on the `corrected` tasks that the policy of `start` began and the expert ended, from an error on.
+
+    This is one round of DAgger (Ross et al. 2011): the expert shows what to do where the policy itself gets to.
+    """
+    tasks, how = task_sets(config)["corrected"], replace(config.rollout, trials=1)
+    played = roll_out(config, start, tasks, how, seed=draw_seed("corrected", config.seed))
+    limits = {"max_steps": how.max_steps, "max_repeats": how.max_repeats}
+    run = _open(config, "corrections", limits, {"rollouts": played.key})
+    if not run.finished:
+        begun = read_trajectories(played.file(TRAJECTORIES))
+        made = experts.corrections(environment(config), tasks, begun, config.seed, **limits)
+        write_trajectories(run.path / TRAJECTORIES, made)
+        run.finish(trajectories=len(made), solved=sum(t.trials[-1].success for t in made))
+    return run
+
+
+def _train_corrected(config: StudyConfig, start: Run) -> Run:
+    """One more epoch of stage 1: the corrected trials, and as many demonstrations, which keep it to what it knows."""
+    corrected = correct(config, start)
+    parameters = {name: value for name, value in asdict(config.sft).items() if name != "sft_keep"}
+    inputs = {"start": start.key, "expert": demonstrate(config).key, "corrections": corrected.key}
+    run = _open(config, "sft", {**parameters, **_policy(config)}, inputs)
+    if not run.finished:
+        policy = _lent_policy(config, start)
+        mended, shown = _imitated(config, policy, corrected), imitation_examples(config, policy)
+        draws = random.Random(draw_seed("corrected", config.seed))
+        rows = mended + draws.sample(shown, min(len(mended), len(shown)))
+        if rows:
+            training.sft(policy, rows, replace(config.sft, sft_epochs=1), run, config.seed)
+        else:
+            warnings.warn("No trial was left to correct, so stage 1 ends as it was.", stacklevel=3)
+        long = len(rows) - len(examples.within(rows, config.sft.max_tokens, config.sft.truncate))
+        _finish_training(run, policy, examples=len(rows) - long, too_long=long)
+    return run
 
 
 def _train_epochs(config: StudyConfig) -> Run:
@@ -141,7 +184,11 @@ def _train_epochs(config: StudyConfig) -> Run:
 
 def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Example]:
     """D_IL as token examples, of the roles that the settings ask for."""
-    trajectories = read_trajectories(demonstrate(config).file(TRAJECTORIES))
+    return _imitated(config, policy, demonstrate(config))
+
+
+def _imitated(config: StudyConfig, policy: Policy, shown: Run) -> list[examples.Example]:
+    trajectories = read_trajectories(shown.file(TRAJECTORIES))
     masks = config.sft.mask_observations, config.sft.mask_slips
     made = examples.imitation_examples(policy, environment(config), trajectories, *masks)
     return [example for example in made if config.sft.sft_roles in ("both", example.role)]
@@ -316,7 +363,7 @@ def evaluate_arm(
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
     """`evaluate` for every split and mode, as one table; without `splits`, on the task sets kept for the end."""
-    splits = splits or [name for name in task_sets(config) if name not in ("il", "rl", "known", "validation")]
+    splits = splits or [name for name in task_sets(config) if name not in USED_IN_TRAINING]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
 

@@ -31,7 +31,7 @@ from retroact_lib.envs.alfworld.env import POOL, ALFWorld  # noqa: E402
 from retroact_lib.examples import imitation_examples  # noqa: E402
 from retroact_lib.experts import expert_for
 from retroact_lib.policy import Policy  # noqa: E402
-from retroact_lib.trajectories import read_trajectories  # noqa: E402
+from retroact_lib.trajectories import Turn, read_trajectories  # noqa: E402
 
 TYPES = tuple(games.TASK_TYPES)
 SLIP_SAYS = {
@@ -390,6 +390,16 @@ def test_who_is_too_early_sees_that_nothing_happens(env, monkeypatch):
                 assert f"Nothing happens, because {'I am not at ' if verb == 'go to' else ''}" in then.text
                 causes.add(cause)
     assert "I am not at" in causes
+
+
+def test_the_expert_goes_on_in_a_household_that_somebody_else_was_in(env):
+    for task in env.tasks("train"):
+        place = expert._THING.findall(task.question)[0]
+        actions = (f"go to {place}", f"take {task.meta['target']} 9 from {place}")
+        turns = [Turn(f" I go on.\nAction {i}: {a}\n", a, "", [1]) for i, a in enumerate(actions, 1)]
+        (trial,) = expert_for(env).correct(env, task, turns, max_steps=100).trials
+        assert trial.success and [turn.slip for turn in trial.turns] == [True, True] + [False] * (len(trial.turns) - 2)
+        assert trial.turns[1].observation == "Nothing happens." and trial.turns[2].text.startswith(" Nothing happens. ")
 
 
 def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):

@@ -25,8 +25,9 @@ from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
 from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
 from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
 from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE, SYNTAX, TABLE, problem, rows_of
-from retroact_lib.experts import expert_for, expert_trajectories
+from retroact_lib.experts import corrections, expert_for, expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
+from retroact_lib.trajectories import Trajectory, Trial, Turn
 from retroact_lib.trials import draw_seed
 
 TABLES = {
@@ -332,6 +333,59 @@ def test_bad_tasks_and_environments(toy):
     with pytest.raises(ValueError, match="the environment 'chess' has no scripted expert"):
         expert_for(other)
     assert isinstance(expert_for(toy), ScriptedSQLExpert)
+
+
+# ------------------------------------------------------------------------------------------------- taking over
+
+
+def begun(*steps: tuple[str, str]) -> list[Turn]:
+    """Turns of somebody else, with token ids as a policy leaves them."""
+    return [
+        Turn(prompts.agent_text(i, thought, action), action, "", ids=[i, i], logps=[-1.0, -2.0])
+        for i, (thought, action) in enumerate(steps, 1)
+    ]
+
+
+def test_an_expert_ends_what_somebody_else_began(toy):
+    task = next(task for task in TASKS if task.family == "max")
+    turns = begun(
+        ("I look.", "execute[SHOW TABLES]"),
+        ("I see.", "execute[DESC singer]"),
+        ("So.", "execute[SELECT MAX(years) FROM singer]"),
+    )
+    (trial,) = ScriptedSQLExpert().correct(toy, task, turns).trials
+    assert trial.success and [turn.slip for turn in trial.turns] == [True] * 3 + [False] * 2
+    assert [turn.ids for turn in trial.turns[:3]] == [[1, 1], [2, 2], [3, 3]]
+    assert thoughts(trial)[3].startswith("There is no column years. The columns of singer are Singer_ID, Name")
+
+
+def test_what_was_not_looked_at_is_looked_at(toy):
+    turns = begun(("So.", "execute[SELECT Title FORM song]"))
+    task = next(task for task in TASKS if task.family == "join")
+    (trial,) = ScriptedSQLExpert().correct(toy, task, turns).trials
+    assert [turn.action for turn in trial.turns[1:3]] == ["execute[DESC singer]", "execute[DESC song]"]
+    assert trial.success and "failed" in thoughts(trial)[1]
+
+
+def test_corrections_begin_after_an_error(toy):
+    error = Turn(" So.\nAction 1: execute[x]\n", "execute[x]", "Error executing query: x")
+    fine = Turn(" So.\nAction 1: execute[SHOW TABLES]\n", "execute[SHOW TABLES]", "[]")
+    end = Turn(" So.\nAction 2: submit\n", "submit", "Error executing query: x")
+    played = [
+        Trajectory(task.id, task.question, task.family, [Trial([], turns, 0.0, False)])
+        for task, turns in zip(
+            TASKS, ([error, end], [fine, end], [fine, error], [error, fine, error, end]), strict=False
+        )
+    ]
+    toy.is_error, toy.ends = (lambda text: text.startswith("Error")), (lambda action: action == "submit")
+    made = corrections(toy, TASKS, played, seed=1)
+    assert [t.task_id for t in made] == [TASKS[0].id, TASKS[3].id]  # nothing went wrong in one, nothing was left of one
+    assert all(t.trials[0].success for t in made) and made == corrections(toy, TASKS, played, seed=1)
+    assert corrections(toy, TASKS, played, max_steps=2) == []
+    with pytest.raises(ValueError, match="is over, so that nothing is left to correct"):
+        ScriptedSQLExpert().correct(toy, TASKS[0], [error], max_steps=1)
+    with pytest.raises(ValueError, match="_ChatSession cannot take over a trial"):
+        ChatExpert("http://localhost", "m").correct(toy, TASKS[0], [error])
 
 
 # ------------------------------------------------------------------------------------------------- the SQL slips

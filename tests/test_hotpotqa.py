@@ -23,7 +23,7 @@ from retroact_lib.envs.hotpotqa.questions import PER_FAMILY, TYPES, questions
 from retroact_lib.examples import imitation_examples
 from retroact_lib.experts import expert_for
 from retroact_lib.policy import Policy
-from retroact_lib.trajectories import read_trajectories
+from retroact_lib.trajectories import Turn, read_trajectories
 
 SPLITS = ("train", "validation", "test")
 
@@ -596,6 +596,22 @@ def test_odd_official_questions_are_read_with_sense(task, not_said):
         assert done.trials[-1].success
         assert not re.search(not_said, " ".join(turn.text for trial in done.trials for turn in trial.turns))
         assert len(done.trials) == 1 or done.trials[0].turns[-1].action != done.trials[1].turns[-1].action
+
+
+def test_the_expert_goes_on_after_what_somebody_else_read(env):
+    task = env.tasks("train", 1, families=["bridge_capital"])[0]
+    (first, _), (second, _) = task.meta["supporting"]
+    for actions, left in (
+        ([f"Search[{first}]", "Lookup[zebra]"], [f"Search[{second}]"]),
+        (["Search[xyzzy]"], [f"Search[{first}]", f"Search[{second}]"]),
+        ([f"Search[{first}]", f"Search[{second}]", "Lookup[zebra]"], []),
+    ):
+        turns = [Turn(f" I go on.\nAction {i}: {a}\n", a, "", [1]) for i, a in enumerate(actions, 1)]
+        (trial,) = expert_for(env).correct(env, task, turns).trials
+        assert trial.success and [turn.slip for turn in trial.turns] == [True] * len(turns) + [False] * (len(left) + 1)
+        assert [turn.action for turn in trial.turns[len(turns) : -1]] == left
+        said = trial.turns[len(turns)].text
+        assert said.startswith(" No results for zebra." if "zebra" in actions[-1] else " Could not find xyzzy.")
 
 
 def test_a_trial_that_runs_out_of_steps_is_told_as_that(env):

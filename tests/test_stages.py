@@ -184,6 +184,20 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
         stages.learning_curve(config)
 
 
+def test_the_expert_ends_what_the_policy_began_and_stage_1_goes_on_with_it(config):
+    changed = config.change(corrected_tasks=4, max_steps=6)
+    first, run = stages.train_sft(changed.change(corrected_tasks=0)), stages.train_sft(changed)
+    sets = stages.task_sets(changed)
+    assert len({task.id for name in ("il", "rl", "known", "corrected") for task in sets[name]}) == 4 + 4 + 6 + 4
+    made = read_trajectories(stages.correct(changed, first).file(stages.TRAJECTORIES))
+    assert made and all(t.trials[0].turns[0].slip and t.trials[0].turns[0].ids for t in made)
+    assert all(t.trials[0].success and not t.trials[0].turns[-1].slip for t in made)
+    assert run.manifest["summary"]["examples"] == 2 * len(made) and run.manifest["inputs"]["start"] == first.key
+    before, after = (stages.load_policy(config, done).adapter_state() for done in (first, run))
+    assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
+    assert "corrected" not in set(stages.evaluate_arm(changed, run, "sft", modes=("greedy",))["split"])
+
+
 @pytest.mark.parametrize(("roles", "found"), [("both", {"planner", "reflector"}), ("planner", {"planner"})])
 def test_stage_1_imitates_the_roles_that_are_asked_for(config, roles, found):
     changed = config.change(sft_roles=roles, il_tasks=12, mistake_rate=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from importlib import import_module
 
@@ -47,3 +48,31 @@ def expert_trajectories(
         expert.demonstrate(env, task, max_trials, draw_seed(seed, task.id), mistake_rate, max_steps, max_repeats)
         for task in progress(list(tasks), "Expert", "task")
     ]
+
+
+def corrections(
+    env: Env,
+    tasks: Iterable[Task],
+    trajectories: Iterable[Trajectory],
+    seed: int = 0,
+    expert: Expert | None = None,
+    max_steps: int | None = None,
+    max_repeats: int = 0,
+) -> list[Trajectory]:
+    """The first trials of `trajectories` that read an error, cut after one of their errors and ended by the expert.
+
+    Which error it is, is drawn. A trial that an error ended, or that leaves the expert no two steps, has nothing to
+    correct. Raises KeyError for a trajectory whose task is not among `tasks`.
+    """
+    expert, by_id = expert or expert_for(env), {task.id: task for task in tasks}
+    most = env.max_steps if max_steps is None else max_steps
+    made = []
+    for trajectory in progress(list(trajectories), "Corrections", "trial"):
+        task, turns = by_id[trajectory.task_id], trajectory.trials[0].turns
+        rng = random.Random(draw_seed(seed, task.id))
+        ends = [n for n, turn in enumerate(turns, 1) if env.is_error(turn.observation) and not env.ends(turn.action)]
+        ends = [n for n in ends if n < len(turns) and n + 2 <= most]
+        if ends:
+            left = turns[: rng.choice(ends)]
+            made.append(expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats))
+    return made

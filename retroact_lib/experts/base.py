@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Task
-from retroact_lib.trajectories import Reflection, Trajectory, Trial
+from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
 from retroact_lib.trials import Attempt
 
 
@@ -41,6 +41,10 @@ class Session(ABC):
     @abstractmethod
     def reflect(self, trial: Trial) -> str:
         """One line on the failed `trial`: the mistake and the plan."""
+
+    def take_over(self, turns: Sequence[Turn]) -> Steps:
+        """Go on with a trial that somebody else began. Raises ValueError if the expert cannot."""
+        raise ValueError(f"{type(self).__name__} cannot take over a trial that somebody else began.")
 
 
 class Expert(ABC):
@@ -87,6 +91,30 @@ class Expert(ABC):
             if k + 1 < max_trials:
                 trajectory.reflections.append(Reflection(session.reflect(trial)))
         return trajectory
+
+    def correct(
+        self,
+        env: Env,
+        task: Task,
+        turns: Sequence[Turn],
+        seed: int = 0,
+        max_steps: int | None = None,
+        max_repeats: int = 0,
+    ) -> Trajectory:
+        """Go on with a trial of which somebody else played `turns`, as an expert would (DAgger, Ross et al. 2011).
+
+        The turns are played again and count as slips: they are the context of what the expert does, and nobody imitates
+        them. Raises ValueError if the trial is over with them.
+        """
+        max_steps = env.max_steps if max_steps is None else max_steps
+        session = self.session(env, task, random.Random(seed), 0.0, 1, max_steps)
+        with Attempt(env, task, [], max_steps, max_repeats) as attempt:
+            for turn in turns:
+                attempt.act(turn.text, turn.action, turn.ids, turn.logps, slip=True)
+            if attempt.over:
+                raise ValueError(f"the trial at task {task.id} is over, so that nothing is left to correct.")
+            trial = _play(attempt, session.take_over(list(attempt.turns)))
+        return Trajectory(task.id, task.question, task.family, [trial])
 
 
 def _play(attempt: Attempt, steps: Steps) -> Trial:

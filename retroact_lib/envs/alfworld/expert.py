@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from retroact_lib.envs.alfworld.engine import GameFailed
 from retroact_lib.envs.alfworld.games import accepts, affords, has_door
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, Move, Session, Steps
-from retroact_lib.trajectories import Trial
+from retroact_lib.trajectories import Trial, Turn
 
 TOOLS = {
     "pick_clean_then_place_in_recep": ("clean", "sinkbasin"),
@@ -99,6 +99,14 @@ class _HouseholdSession(Session):
             trial.guide.close()
             self._account()
 
+    def take_over(self, turns: Sequence[Turn]) -> Steps:
+        trial = _Trial(self)
+        try:
+            trial.follow(turns)
+            yield from trial.run("", False)
+        finally:
+            trial.guide.close()
+
     def _account(self) -> None:
         """Say what went wrong where no slip says it: something was found too late, or not at all."""
         needed = 2 if self.two else 1
@@ -161,6 +169,14 @@ class _Trial:
         """Whether the steps are part of a slip."""
         self.misplaced = ""
         """The target that a slip put away too early, or where it does not belong."""
+
+    def follow(self, turns: Sequence[Turn]) -> None:
+        """See what somebody else did, and go on from there."""
+        for turn in turns:
+            if not self.advised:
+                self._advice()
+            self._saw(turn.action, turn.observation)
+        self.opening = "Nothing happens. " if self.seen == "Nothing happens." else ""
 
     def run(self, slip: str, again: bool) -> Steps:
         if slip == "wandered":
@@ -329,12 +345,15 @@ class _Trial:
             return None
 
     def _do(self, thought: str, command: str) -> Steps:
-        """One step: say, do, and remember what it changed."""
+        """One step: say, do, and remember."""
         if not self.advised:
             self._advice()  # the guide keeps its own account of what it sees
         thought, self.opening = self.opening + thought, ""
-        self.seen = yield Move(thought, command, self.slipping)
-        self.advised = False
+        self._saw(command, (yield Move(thought, command, self.slipping)))
+
+    def _saw(self, command: str, seen: str) -> None:
+        """Remember what a step showed and changed; the guide does the same step."""
+        self.seen, self.advised = seen, False
         try:
             self.guide.step(command)
         except GameFailed:  # the trial goes on as long as it needs no advice

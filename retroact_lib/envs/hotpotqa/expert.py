@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
 from retroact_lib.experts.base import Expert, Move, Session, Steps
-from retroact_lib.trajectories import Trial
+from retroact_lib.trajectories import Trial, Turn
 
 SLIPS = {
     "bridge": ("one_hop", "bridge_entity", "wrong_entity", "near_miss"),
@@ -81,6 +81,19 @@ class _ReaderSession(Session):
         self.plan = f"read {listed(self.needed)} again and answer in fewer words"
         return self._careful(slip) if slip in ("", *MENDED) else getattr(self, f"_{slip}")()
 
+    def take_over(self, turns: Sequence[Turn]) -> Steps:
+        """Say what the last step showed, read what has not been read, and answer."""
+        seen, last = " ".join(turn.observation for turn in turns), turns[-1]
+        known = [title for title, facts in self.needed.items() if all(fact in seen for fact in facts)]
+        self.read.update(fact for title in known for fact in self.needed[title])
+        said = last.observation.partition(". Similar:")[0].rstrip(".")
+        word = re.search(r"\[(.*)\]", last.action, re.S)
+        self.aside = f"{said} for {' '.join(word[1].split())}." if said.startswith("No ") and word else f"{said}."
+        left = [title for title in self.needed if title not in known]
+        learnt = [_named(title, " ".join(self.needed[title])) for title in known]
+        fact = yield from self._read(left, learnt=learnt)
+        yield self._conclude(fact, self.answer)
+
     def reflect(self, trial: Trial) -> str:
         if not (trial.turns and trial.turns[-1].action.startswith("Finish[")):
             self.did = "ran out of steps"
@@ -95,9 +108,14 @@ class _ReaderSession(Session):
         fact = yield from self._read(titles, slip, at)
         yield self._conclude(fact, self.answer, self._other_side() if slip == "guessed" else "")
 
-    def _read(self, titles: list[str], slip: str = "", at: str = "") -> Generator[Move, str, str]:
-        """Search for the articles in turn, with a slip before the one named `at`; returns what is `_known` then."""
-        learnt: list[str] = []
+    def _read(
+        self, titles: list[str], slip: str = "", at: str = "", learnt: Sequence[str] = ()
+    ) -> Generator[Move, str, str]:
+        """Search for the articles in turn, with a slip before the one named `at`; returns what is `_known` then.
+
+        `learnt` is what other articles have told before.
+        """
+        learnt = list(learnt)
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
             said, here, seen = self._noted(said), slip if title == at else "", ""

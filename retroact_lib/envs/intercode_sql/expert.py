@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from sqlglot import exp
 
@@ -22,7 +22,7 @@ from retroact_lib.envs.intercode_sql.reading import (
     rows_of,
 )
 from retroact_lib.experts.base import Expert, Move, Session, Steps
-from retroact_lib.trajectories import Trial
+from retroact_lib.trajectories import Trial, Turn
 
 SECOND_SLIP = 0.2
 """Chance that a slip is followed by a second one: in the same trial if the first is mended there, else in the next."""
@@ -97,6 +97,12 @@ class _SQLSession(Session):
         before, self.failed = self.failed, None
         return _Attempt(self, reflections, before).steps()
 
+    def take_over(self, turns: Sequence[Turn]) -> Steps:
+        attempt = _Attempt(self, [], None)
+        for turn in turns:
+            attempt.note(turn.action, turn.observation)
+        return attempt.go_on(turns[-1])
+
     def reflect(self, trial: Trial) -> str:
         slip, submitted = self.failed, bool(trial.turns) and trial.turns[-1].action == "submit"
         did = slip.did if slip else "gave an answer that the evaluator did not accept"
@@ -132,22 +138,41 @@ class _Attempt:
                 return
             self.of.failed = None
             because = yield from self._look_again(found, slip.sql)
+        yield from self._answer(because)
+
+    def go_on(self, last: Turn) -> Steps:
+        """The steps after somebody else's."""
+        found = problem(last.observation, self.query)
+        because = (yield from self._look_again(found, _sql(last.action))) if found else ""
+        yield from self._answer(because)
+
+    def _answer(self, because: str) -> Steps:
+        """Look at what was not looked at, run the gold query, and submit."""
         if not self.used:
             yield from self._explore(self.tables)
+        for table in [table for table in self.tables if table not in self.columns]:
+            if self.used and self._left() > 2:
+                thought = self.say(_NEXT if self.columns else _FIRST, table=table, tables=listed(self.tables))
+                yield from self._do(f"{because} {thought}".strip(), f"execute[{_desc(table)}]")
+                because = ""
         plan = self.say(_REPLAN if self.reflections and not because else _PLAN, d=describe(self.query))
         seen = yield from self._do(f"{because} {plan}".strip(), f"execute[{self.query.sql}]")
         yield from self._do(self._check(seen, self.query.sql), "submit")
 
     def _do(self, thought: str, action: str, slip: bool = False) -> Generator[Move, str, str]:
         """One step; keeps what it showed."""
-        self.used += 1
         seen = yield Move(thought, action, slip)
-        names = [str(row[0]) for row in rows_of(seen) or []]
-        if action == "execute[SHOW TABLES]":
-            self.listed = names
-        elif action.startswith("execute[DESC ") and names:
-            self.columns[action[len("execute[DESC ") : -1].strip("`")] = names
+        self.note(action, seen)
         return seen
+
+    def note(self, action: str, seen: str) -> None:
+        """Remember a step and what it showed."""
+        self.used += 1
+        names, sql = [str(row[0]) for row in rows_of(seen) or []], _sql(action)
+        if re.fullmatch(r"show\s+tables", sql, re.I):
+            self.listed = names
+        elif names and (described := re.fullmatch(r"desc(?:ribe)?\s+`?(\w+)`?", sql, re.I)):
+            self.columns[described[1].lower()] = names
 
     def _left(self) -> int:
         return self.of.max_steps - self.used
@@ -276,6 +301,12 @@ def _parsed(sql: str, query: Query) -> Query:
         return Query(sql, query.schema)
     except ValueError:
         return query
+
+
+def _sql(action: str) -> str:
+    """The statement of an action; '' where it has none."""
+    found = re.fullmatch(r"execute\s*\[(.*)\]", action.strip(), re.I | re.S)
+    return found[1].strip(" ;\n\t") if found else ""
 
 
 def _first_table(sql: str) -> str:
