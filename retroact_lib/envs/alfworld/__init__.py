@@ -3,7 +3,7 @@
 PROFILES = {
     "smoke": dict(families="look_at_obj_in_light", max_steps=12),
     "laptop": dict(
-        max_steps=15,
+        max_steps=20,
         il_tasks=144,
         mistake_rate=0.1,
         sft_batch=2,

@@ -23,7 +23,7 @@ class Options:
 PROFILES = {
     "smoke": dict(families="bridge_capital", max_steps=4),
     "laptop": dict(
-        max_steps=6,
+        max_steps=7,
         max_action_tokens=96,
         observation_chars=280,
         il_tasks=320,

@@ -31,11 +31,12 @@ class Options:
 
 
 PROFILES = {
-    "smoke": dict(describe="names", families="count", max_steps=5),
+    "smoke": dict(describe="names", families="count", max_steps=6, max_action_tokens=64),
     "laptop": dict(
         describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",
         max_columns=2,
-        max_steps=6,
+        max_steps=10,
+        max_action_tokens=112,
     ),
 }

@@ -9,14 +9,16 @@ from collections.abc import Generator, Sequence
 from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Task, listed
-from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, REPEAT, Mistake, draw_mistake
-from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, wanted
+from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, LOOK, REPEAT, Mistake, draw_mistake
+from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, name_words, wanted
 from retroact_lib.envs.intercode_sql.reading import (
+    ABSENT,
     COLUMN,
     EMPTY,
     SYNTAX,
     TABLE,
     Problem,
+    absent,
     is_error,
     problem,
     rows_of,
@@ -26,10 +28,10 @@ from retroact_lib.trajectories import Trial, Turn
 
 SECOND_SLIP = 0.2
 """Chance that a slip is followed by a second one: in the same trial if the first is mended there, else in the next."""
-BLIND = 0.3
+BLIND = 0.1
 """Chance that somebody who makes up a column has not looked at the table."""
 MOST_NAMES = 8
-"""A thought lists the columns or tables that an observation showed if there are at most this many."""
+"""A thought lists the tables that an observation showed if there are at most this many."""
 
 _LOOK = ("I start with the names of the tables.", "First I list the tables.")
 _RECALL = ("The reflection tells me to {plan}. I start with the tables.", "Now I will {plan}. First I list the tables.")
@@ -43,10 +45,10 @@ _ROWS = ("The rows hold {w} and begin with {v}, so I submit.", "The first row is
 _EMPTY_GOLD = ("No rows match, so the answer is empty and I submit it.",)
 _NO_BETTER = ("The query failed, and I have no better one. I submit without an answer.",)
 _GUESS = ("There should be a table {table}, so I query it directly.", "I think the table is {table}. I query it.")
+_AFTER = ("{because} I ask again.", "{because} So I write the query again.")
 _GUESS_DESC = ("The table should be {table}. I check its columns.",)
 _AGAIN = ("That failed, but the query looks right to me. I try again.", "Maybe it works if I run it once more.")
 _EARLY = ("This description of the table should be enough, so I submit.", "I have seen the columns. I submit this.")
-_COLUMN_AFTER = ("There is no column {name}. I check the columns of {table}.",)
 _VALUES_AFTER = ("{problem} I look at the values of {column}.", "Nothing was found. I look at the values of {column}.")
 _REFLECTIONS = (
     "I {did}. Next time I will {plan}.",
@@ -131,8 +133,7 @@ class _Attempt:
         because = ""
         while self.of.slips:
             slip = self.of.failed = self.of.slips.pop(0)
-            seen = yield from self._slip(slip, because)
-            found = problem(seen, self.query)
+            seen, found = yield from self._slip(slip, because)
             if found is None:
                 yield from self._do(self._check(seen, slip.sql), "submit", slip=True)
                 return
@@ -150,13 +151,12 @@ class _Attempt:
         """Look at what was not looked at, run the gold query, and submit."""
         if not self.used:
             yield from self._explore(self.tables)
-        for table in [table for table in self.tables if table not in self.columns]:
-            if self.used and self._left() > 2:
-                thought = self.say(_NEXT if self.columns else _FIRST, table=table, tables=listed(self.tables))
-                yield from self._do(f"{because} {thought}".strip(), f"execute[{_desc(table)}]")
-                because = ""
-        plan = self.say(_REPLAN if self.reflections and not because else _PLAN, d=describe(self.query))
-        seen = yield from self._do(f"{because} {plan}".strip(), f"execute[{self.query.sql}]")
+        because = yield from self._look_at_the_rest(because)
+        if because:
+            thought = self.say(_AFTER, because=because)
+        else:
+            thought = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
+        seen = yield from self._do(thought, f"execute[{self.query.sql}]")
         yield from self._do(self._check(seen, self.query.sql), "submit")
 
     def _do(self, thought: str, action: str, slip: bool = False) -> Generator[Move, str, str]:
@@ -197,6 +197,8 @@ class _Attempt:
             return (yield from self._find_table(found.words))
         if found.kind == COLUMN:
             return (yield from self._find_column(found.words))
+        if found.kind == ABSENT:
+            return (yield from self._look_at_the_rest(f"{_first_table(sql)} has no {found.words}."))
         if found.kind == SYNTAX:
             return f"The syntax is wrong near {found.words}." if found.words else "The query breaks off at its end."
         if found.kind == EMPTY:
@@ -208,42 +210,42 @@ class _Attempt:
 
     def _find_table(self, name: str) -> Generator[Move, str, str]:
         """List the tables unless that was done, and look at those that matter and were not looked at."""
-        said = f"There is no table {name}. "
+        said = f"There is no table {name}."
         if not self.listed and self._left() > 2:
-            yield from self._do(f"{said}I list the tables.", "execute[SHOW TABLES]")
+            yield from self._do(f"{said} I list the tables.", "execute[SHOW TABLES]")
             said = ""
         elif 0 < len(self.listed) <= MOST_NAMES:
-            said = f"There is no table {name}: the tables are {listed(self.listed)}. "
-        for table in [t for t in self.tables if t not in self.columns]:
-            if self._left() > 2:
-                thought = self.say(_NEXT if self.columns else _FIRST, table=table, tables=listed(self.tables))
-                yield from self._do(f"{said}{thought}", f"execute[{_desc(table)}]")
-                said = ""
-        return said.strip()
+            said = f"There is no table {name}: the tables are {listed(self.listed)}."
+        said = yield from self._look_at_the_rest(said)
+        return f"{said} I need {listed(self.tables)}." if said else ""
 
     def _find_column(self, name: str) -> Generator[Move, str, str]:
-        """Look at the tables not seen yet; say which column there is instead."""
-        unseen = [table for table in self.tables if table not in self.columns]
-        for i, table in enumerate(unseen):
-            if self._left() <= 2:
-                break
-            thought = self.say(_NEXT if i else _COLUMN_AFTER, name=name, table=table)
-            yield from self._do(thought, f"execute[{_desc(table)}]")
+        """Look at the tables not seen yet; say which columns there are instead."""
+        said = yield from self._look_at_the_rest(f"There is no column {name}.")
         column, table = self._meant(name)
-        shown = self.columns.get(table, [])
-        start = "" if unseen else f"There is no column {name}. "
-        if not shown:
-            return start.strip()
-        if len(shown) <= MOST_NAMES:
-            return f"{start}The columns of {table} are {listed(shown)}."
-        return f"{start}Among the columns of {table} is {column}."
+        if column not in self.columns.get(table, []):
+            return said
+        return f"{said.rstrip('.')}, but {table} has {column}." if said else f"{table} has {column}."
+
+    def _look_at_the_rest(self, said: str) -> Generator[Move, str, str]:
+        """Look at the columns of the tables that matter, as far as two steps are left for query and submit.
+
+        Returns what of `said` is still to be said.
+        """
+        for table in [table for table in self.tables if table not in self.columns]:
+            if self._left() > 2:
+                more = any(table in self.columns for table in self.tables)
+                thought = self.say(_NEXT if more else _FIRST, table=table, tables=listed(self.tables))
+                yield from self._do(f"{said} {thought}".strip(), f"execute[{_desc(table)}]")
+                said = ""
+        return said
 
     def _meant(self, name: str) -> tuple[str, str]:
         """The gold query's column that is most like `name`, and its table."""
         found = [(c.name, self.query.table_of(c) or "") for c in self.query.tree.find_all(exp.Column) if not c.is_star]
         if not found:
             return "", self.tables[0] if self.tables else ""
-        return max(found, key=lambda pair: len(_parts(pair[0]) & _parts(name)))
+        return max(found, key=lambda pair: len({*name_words(pair[0])} & {*name_words(name)}))
 
     def _find_value(self, words: str) -> Generator[Move, str, str]:
         """Look at the values of the column that holds what the question names."""
@@ -263,26 +265,36 @@ class _Attempt:
 
     # ---- asking
 
-    def _slip(self, slip: Mistake, because: str) -> Generator[Move, str, str]:
-        """The steps up to the slip and the slip; returns what it showed."""
+    def _slip(self, slip: Mistake, because: str) -> Generator[Move, str, tuple[str, Problem | None]]:
+        """The steps up to the slip and the slip; returns what it showed, and what is wrong with that."""
         action, fresh = f"execute[{slip.sql}]", not because and not self.columns
         if slip.mode == GUESS and fresh:
             table = _first_table(slip.sql)
             if self.of.rng.random() < 0.5:  # after the names of the tables, at the columns
                 yield from self._explore([])
-                return (yield from self._do(self.say(_GUESS_DESC, table=table), f"execute[{_desc(table)}]", slip=True))
-            return (yield from self._do(self.say(_GUESS, table=table), action, slip=True))
-        if fresh:
+                thought, action = self.say(_GUESS_DESC, table=table), f"execute[{_desc(table)}]"
+            else:
+                thought = self.say(_GUESS, table=table)
+            seen = yield from self._do(thought, action, slip=True)
+            return seen, problem(seen, self.query)
+        if slip.mode == LOOK and fresh:
+            yield from self._explore([])
+            other = _first_table(slip.sql)
+            thought = self.say(_FIRST, table=other, tables=other)
+            seen = yield from self._do(thought, f"execute[{_desc(other)}]", slip=True)
+            if self.of.rng.random() < 0.5 and (found := absent(self.columns.get(other, []), self.query)):
+                return seen, found
+        elif fresh:
             made_up = slip.name in ("guessed_column", "repeated_error") and self.of.rng.random() < BLIND
             looked = [] if made_up else self.tables[:1] if slip.name == "forgotten_join" else self.tables
             yield from self._explore(looked)
         if slip.mode == EARLY:
-            return (yield from self._do(self.say(_EARLY), "submit", slip=True))
+            return (yield from self._do(self.say(_EARLY), "submit", slip=True)), None
         plan = self.say(_PLAN, d=describe(_parsed(slip.sql, self.query)))
         seen = yield from self._do(f"{because} {plan}".strip(), action, slip=True)
         while slip.mode == REPEAT:  # until the environment or the step limit ends the trial
             seen = yield from self._do(self.say(_AGAIN), action, slip=True)
-        return seen
+        return seen, problem(seen, self.query)
 
     def _check(self, seen: str, sql: str) -> str:
         """The thought before submitting: what the result shows."""
@@ -312,11 +324,6 @@ def _sql(action: str) -> str:
 def _first_table(sql: str) -> str:
     found = re.search(r"\bFROM ([\w`]+)", sql)
     return found[1].strip("`") if found else ""
-
-
-def _parts(name: str) -> set[str]:
-    """The words of a column's name in lower case."""
-    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)}
 
 
 def _desc(table: str) -> str:

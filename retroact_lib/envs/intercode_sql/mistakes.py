@@ -24,9 +24,9 @@ from retroact_lib.envs.intercode_sql.query import (
     words_for,
 )
 
-QUERY, GUESS, EARLY, REPEAT = "query", "guess", "early", "repeat"
-"""When a slip comes: the wrong query after exploring; a guess before looking; submitting before any query; a failing
-query that is repeated until the steps run out."""
+QUERY, GUESS, LOOK, EARLY, REPEAT = "query", "guess", "look", "early", "repeat"
+"""When a slip comes: the wrong query after exploring; a guess before looking; a look at the wrong table, and perhaps a
+query of it; submitting before any query; a failing query that is repeated until the steps run out."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,28 @@ def _other_table(query: Query, rng: random.Random) -> Mistake | None:
         render(tree),
         f"queried {other}, but the question is about {name}",
         f"use the table {name} instead of {other}",
+    )
+
+
+def _looked_elsewhere(query: Query, rng: random.Random) -> Mistake | None:
+    """Another table that is there, but does not have the columns that the question asks about."""
+    columns = {c.name.lower() for c in query.tree.find_all(exp.Column)}
+    if len(query.tables) != 1 or not columns:
+        return None
+    (name,) = query.tables
+    others = [t for t in query.schema if t != name and not columns & {c.lower() for c in query.columns(t)}]
+    if not others:
+        return None
+    tree, _ = query.copy()
+    other = rng.choice(others)
+    for node in tree.find_all(exp.Table):
+        node.set("this", exp.to_identifier(other))
+    return Mistake(
+        "looked_elsewhere",
+        render(tree),
+        f"looked at {other}, which does not have what the question asks about",
+        f"look at the columns of {name}",
+        LOOK,
     )
 
 
@@ -433,6 +455,7 @@ def _submitted_early(query: Query, rng: random.Random) -> Mistake | None:
 MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
     "wrong_table": _wrong_table,
     "other_table": _other_table,
+    "looked_elsewhere": _looked_elsewhere,
     "missing_filter": _missing_filter,
     "wrong_column": _wrong_column,
     "guessed_column": _guessed_column,
@@ -455,9 +478,15 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
 }
 """Every slip by name; each function returns None where it does not apply."""
 
-WEIGHTS = {"repeated_error": 0.25, "submitted_early": 0.5, "syntax": 0.7, "guessed_column": 2.0}
-"""Weights other than 1: slips that make long transcripts come less often, and the one that a policy makes most comes
-more often."""
+WEIGHTS = {
+    "repeated_error": 0.25,
+    "submitted_early": 0.5,
+    "syntax": 0.7,
+    "guessed_column": 2.0,
+    "looked_elsewhere": 2.0,
+}
+"""Weights other than 1: slips that make long transcripts come less often, and those that a policy makes most come more
+often."""
 
 
 def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) -> Mistake | None:

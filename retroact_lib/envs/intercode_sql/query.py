@@ -13,6 +13,7 @@ from sqlglot import exp
 
 from retroact_lib.envs.base import listed
 
+_NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 Schema = Mapping[str, Sequence[tuple[str, str]]]
 """table -> [(column, type)], in the database's own spelling."""
 
@@ -88,6 +89,11 @@ def render(tree: exp.Expression) -> str:
 
 
 # ---- words
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a column's name, in lower case: ``SongName``, ``song_name`` and ``Song_Name`` are song, name."""
+    return [word.lower() for word in _NAME_WORD.findall(name)] or [name.lower()]
 
 
 def plain(node: exp.Expression | None) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from retroact_lib.envs.intercode_sql.query import Query, wanted
+from retroact_lib.envs.intercode_sql.query import Query, name_words, wanted
 
-TABLE, COLUMN, SYNTAX, ERROR, EMPTY, SHAPE = "table", "column", "syntax", "error", "empty", "shape"
+TABLE, COLUMN, SYNTAX, ERROR, EMPTY, SHAPE, ABSENT = "table", "column", "syntax", "error", "empty", "shape", "absent"
 """The kinds of `Problem`: a table or a column that does not exist, a query that does not parse, another error, a
-result without rows or values, rows of another shape than the question asks for."""
+result without rows or values, rows of another shape than the question asks for, a table without what it asks about."""
 
 _ERRORS = {
     TABLE: re.compile(r"Table '(?:[^'.]*\.)?([^']*)' doesn't exist"),
@@ -33,7 +33,8 @@ class Problem:
     kind: str
     """One of the kinds above."""
     words: str
-    """TABLE and COLUMN: the name that does not exist. SYNTAX: the text near the error. Others: a whole sentence."""
+    """TABLE and COLUMN: the name that does not exist. SYNTAX: the text near the error. ABSENT: the words of the column
+    that is not there. Others: a whole sentence."""
 
 
 def problem(observation: str, asked: Query) -> Problem | None:
@@ -56,6 +57,14 @@ def problem(observation: str, asked: Query) -> Problem | None:
         return Problem(EMPTY, "The result is 0.")
     odd = _odd_shape(rows, _CUT.search(observation) is not None, asked.select)
     return Problem(SHAPE, odd) if odd else None
+
+
+def absent(columns: list[str], asked: Query) -> Problem | None:
+    """What a table with these columns lacks of those that the question asks about; None if it has them all."""
+    there = {name.lower() for name in columns}
+    wanted_columns = [column.name for column in asked.tree.find_all(exp.Column) if not column.is_star]
+    missing = next((name for name in wanted_columns if name.lower() not in there), None)
+    return Problem(ABSENT, " ".join(name_words(missing))) if missing else None
 
 
 def is_error(observation: str) -> bool:

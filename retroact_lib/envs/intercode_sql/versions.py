@@ -2,8 +2,8 @@
 
 There are nine training databases, so a policy may learn their column names by heart and write them where they do not
 exist. In versions a name has to be read from DESC, as in a database that is new. A version names columns by the words
-of questions or by those of their own names, with or without the table's word before it, in one of four spellings. Keys
-keep one name in all tables.
+of questions or by those of their own names, whole or cut short, with or without the table's word before it, in one of
+four spellings. Keys keep one name in all tables.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ import tempfile
 from pathlib import Path
 
 from retroact_lib.envs.intercode_sql.databases import Database, Table
+from retroact_lib.envs.intercode_sql.query import name_words
 from retroact_lib.envs.intercode_sql.questions import quoted
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase
 from retroact_lib.files import digest_of
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SPELLINGS = (
     lambda words: "_".join(words),
     lambda words: "_".join(word.capitalize() for word in words),
     lambda words: "".join(word.capitalize() for word in words),
     lambda words: words[0] + "".join(word.capitalize() for word in words[1:]),
 )
-_KEPT, _BY_WORDS, _PREFIXED = 0.25, 0.5, 0.4
-"""Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it."""
+_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED = 0.25, 0.5, 0.4, 0.3
+"""Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it; its long
+words are cut short."""
+_SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "qty", "amount": "amt", "year": "yr"}
+"""Words that databases write in a way of their own; others of more than six letters are cut after four."""
 
 
 Names = dict[tuple[str, str], str]
@@ -50,7 +53,7 @@ def new_names(database: Database, number: int) -> Names:
             is_key = column.key or any(column.name == foreign for foreign, _, _ in table.foreign_keys)
             new = _named(database.name, table, column.name, spelling, rng)
             if is_key:  # drawn in any case, so that what follows does not depend on it
-                new = keys.setdefault(column.name, spelling(_words_in(column.name)))
+                new = keys.setdefault(column.name, spelling(name_words(column.name)))
             keeps = not is_key and rng.random() < _KEPT
             if not keeps and quoted(column.name) == column.name and quoted(new) == new and new.lower() not in taken:
                 taken.add(new.lower())
@@ -61,14 +64,12 @@ def new_names(database: Database, number: int) -> Names:
 def _named(database: str, table: Table, column: str, spelling, rng: random.Random) -> str:
     """A name for a column: its own words or those of questions, and before it perhaps the table's word."""
     words = WORDS.get(database, {}).get(table.name)
-    by_words, prefixed = rng.random() < _BY_WORDS, rng.random() < _PREFIXED
-    parts = _words_in(phrase(words, column)) if words and by_words else _words_in(column)
+    by_words, prefixed, shortened = (rng.random() < chance for chance in (_BY_WORDS, _PREFIXED, _SHORTENED))
+    parts = name_words(phrase(words, column)) if words and by_words else name_words(column)
+    if shortened:
+        parts = [_SHORT.get(word, word[:4] if len(word) > 6 else word) for word in parts]
     noun = words.one.split()[-1].lower() if words else ""
     return spelling([noun, *parts] if prefixed and noun and noun not in parts else parts)
-
-
-def _words_in(name: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(name)] or [name.lower()]
 
 
 def translated(sql: str, names: Names) -> str:
