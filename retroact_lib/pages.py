@@ -213,6 +213,16 @@ def tried(env: str, *labels: str) -> str:
     return grid([*head, "solved after an error, %", "error submitted, % of failures"], rows)
 
 
+def why(env: str, *labels: str) -> str:
+    """Why greedy validation trials failed under settings that were tried: trials by cause."""
+    counts = {
+        name: reactions.causes(_tried(env, name, "-trials").query("mode == 'greedy'"))["trials"] for name in labels
+    }
+    table = pd.DataFrame(counts).fillna(0).astype(int)
+    order = table.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    return grid(["cause", *labels], [[cause, *map(str, table.loc[cause])] for cause in order])
+
+
 def _tried(env: str, name: str, suffix: str) -> pd.DataFrame:
     """A table of settings that were tried, of all seeds. Raises ValueError where there is none."""
     folder, wanted = _folder(env) / "choices", re.compile(rf"{re.escape(name)}-seed\d+{suffix}\.csv")
@@ -330,7 +340,22 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(environments, arms, families, gains, against, pairs, choice, tried, solved, training, sizes, learning, raw),
+        *(
+            environments,
+            arms,
+            families,
+            gains,
+            against,
+            pairs,
+            choice,
+            tried,
+            why,
+            solved,
+            training,
+            sizes,
+            learning,
+            raw,
+        ),
         *(earlier, earlier_arms),
     )
 }

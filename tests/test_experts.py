@@ -511,6 +511,20 @@ def test_real_tasks_get_many_sorts_of_slip_and_end_well(real):
     assert all(x.trials[0].reward < 1.0 for x in failed)
 
 
+def test_real_thoughts_say_which_words_mean_which_table_and_column(real):
+    env, tasks, _ = real
+    linked = 0
+    for task in tasks:
+        (trial,) = ScriptedSQLExpert().demonstrate(env, task, 1, mistake_rate=0.0).trials
+        looked, asked = (thoughts(trial)[i] for i in (1, -2))
+        for column, words in list(task.meta["words"].items())[:1]:
+            assert f"he {words} is {column}" in asked, f"{task.question}: {asked}"
+            linked += 1
+        noun = task.meta["nouns"][task.meta["tables"][0]][0]
+        assert f"The question is about {noun}." in looked or noun not in task.question.lower()
+    assert linked > len(tasks) / 2
+
+
 def test_real_errors_are_mended_and_never_submitted(real):
     _, tasks, trajectories = real
     kinds: collections.Counter = collections.Counter()

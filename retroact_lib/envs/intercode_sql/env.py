@@ -25,6 +25,7 @@ from retroact_lib.envs.intercode_sql.databases import load_databases, real_quest
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
 from retroact_lib.envs.intercode_sql.versions import Names, new_names, translated, version
+from retroact_lib.envs.intercode_sql.words import WORDS, phrase
 from retroact_lib.envs.official import read_list
 from retroact_lib.trajectories import Trial
 
@@ -222,6 +223,7 @@ class InterCodeSQL(Env):
 
     def _generated(self, split: str, db: str) -> list[Task]:
         tasks = []
+        schema = self.schema(db)
         versions = [new_names(self._databases[db], number) for number in range(self.versions + 1)]
         for family, made in generate(db, self._engine(db)).items():
             for number, (question, draft, rows) in enumerate(made):
@@ -233,6 +235,13 @@ class InterCodeSQL(Env):
                     "gold": translated(draft.gold, names),
                     "tables": list(draft.tables),
                     "columns": [_renamed(column, draft.tables, names) for column in draft.columns],
+                    "words": {
+                        _renamed(column, draft.tables, names): phrase(WORDS[db][table], column)
+                        for column in draft.columns
+                        for table in reversed(draft.tables)
+                        if any(column == name for name, _ in schema[table])
+                    },
+                    "nouns": {table: [WORDS[db][table].many, WORDS[db][table].one] for table in draft.tables},
                 }
                 tasks.append(Task(f"{task_id}~{drawn}" if drawn else task_id, question, family, meta))
                 self._golds[meta["db"], meta["gold"]] = rows

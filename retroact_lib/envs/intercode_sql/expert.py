@@ -79,12 +79,17 @@ class ScriptedSQLExpert(Expert):
             if not isinstance(task.meta.get(name), str):
                 raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the SQL expert needs")
         query = Query(task.meta["gold"], env.schema(task.meta["db"]))  # type: ignore[attr-defined]
-        return _SQLSession(query, rng, mistake_rate, max_steps)
+        return _SQLSession(task, query, rng, mistake_rate, max_steps)
 
 
 class _SQLSession(Session):
-    def __init__(self, query: Query, rng: random.Random, mistake_rate: float, max_steps: int) -> None:
+    def __init__(self, task: Task, query: Query, rng: random.Random, mistake_rate: float, max_steps: int) -> None:
         self.query, self.rng, self.max_steps = query, rng, max_steps
+        self.words: dict[str, str] = task.meta.get("words", {})
+        """Column -> what the question calls it, where that is known."""
+        nouns = task.meta.get("nouns", {}).get(query.tables[0] if query.tables else "", ())
+        self.noun = nouns[0] if any(noun in task.question.lower() for noun in nouns) else ""
+        """What the question calls the rows of the first table, in the plural."""
         self.slips: list[Mistake] = []
         """The slips to come."""
         if rng.random() < mistake_rate and (first := draw_mistake(query, rng)):
@@ -155,7 +160,8 @@ class _Attempt:
         if because:
             thought = self.say(_AFTER, because=because)
         else:
-            thought = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
+            plan = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
+            thought = f"{self._links(self.query)} {plan}".strip()
         seen = yield from self._do(thought, f"execute[{self.query.sql}]")
         yield from self._do(self._check(seen, self.query.sql), "submit")
 
@@ -185,11 +191,23 @@ class _Attempt:
         words = {"tables": listed(tables), "plan": short(self.before.plan, 12) if self.before else ""}
         todo = [] if skip else [(self.say(_RECALL if self.before else _LOOK, **words), "execute[SHOW TABLES]")]
         for i, table in enumerate(tables):
-            templates = _NEXT if i else _SKIP if skip else _FIRST
+            templates = _NEXT if i else _SKIP if skip else self._first()
             todo.append((self.say(templates, table=table, **words), f"execute[{_desc(table)}]"))
         room = max(0, self._left() - 2)
         for thought, action in todo[max(0, len(todo) - room) :]:
             yield from self._do(thought, action)
+
+    def _first(self) -> tuple[str, ...]:
+        """How the expert comes to the first table: by what the question calls its rows, where that is known."""
+        return tuple(f"The question is about {self.of.noun}. {text}" for text in _FIRST) if self.of.noun else _FIRST
+
+    def _links(self, query: Query) -> str:
+        """Which column is meant by which words of the question: ``The average attendance is Average.``"""
+        meant, used = _columns(self.query), _columns(query)
+        pairs = zip(meant, used, strict=True) if len(meant) == len(used) else ()
+        said = [f"the {self.of.words[column]} is {name}" for column, name in pairs if column in self.of.words]
+        text = " and ".join(said[:2])
+        return f"{text[:1].upper()}{text[1:]}." if text else ""
 
     def _look_again(self, found: Problem, sql: str) -> Generator[Move, str, str]:
         """Look at what a problem of the query `sql` points to. Returns the reason for the next query."""
@@ -235,7 +253,7 @@ class _Attempt:
         for table in [table for table in self.tables if table not in self.columns]:
             if self._left() > 2:
                 more = any(table in self.columns for table in self.tables)
-                thought = self.say(_NEXT if more else _FIRST, table=table, tables=listed(self.tables))
+                thought = self.say(_NEXT if more else self._first(), table=table, tables=listed(self.tables))
                 yield from self._do(f"{said} {thought}".strip(), f"execute[{_desc(table)}]")
                 said = ""
         return said
@@ -290,8 +308,9 @@ class _Attempt:
             yield from self._explore(looked)
         if slip.mode == EARLY:
             return (yield from self._do(self.say(_EARLY), "submit", slip=True)), None
-        plan = self.say(_PLAN, d=describe(_parsed(slip.sql, self.query)))
-        seen = yield from self._do(f"{because} {plan}".strip(), action, slip=True)
+        wrong = _parsed(slip.sql, self.query)
+        plan = self.say(_PLAN, d=describe(wrong))
+        seen = yield from self._do(f"{because or self._links(wrong)} {plan}".strip(), action, slip=True)
         while slip.mode == REPEAT:  # until the environment or the step limit ends the trial
             seen = yield from self._do(self.say(_AGAIN), action, slip=True)
         return seen, problem(seen, self.query)
@@ -313,6 +332,12 @@ def _parsed(sql: str, query: Query) -> Query:
         return Query(sql, query.schema)
     except ValueError:
         return query
+
+
+def _columns(query: Query) -> list[str]:
+    """The columns that a query names, each once, in order of appearance."""
+    found = [column.name for column in query.tree.find_all(exp.Column, bfs=False) if not column.is_star]
+    return list(dict.fromkeys(found))
 
 
 def _sql(action: str) -> str:
