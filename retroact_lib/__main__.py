@@ -43,8 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             for seed in options.seeds:
                 settings = load_config(options.profile, env=options.env, seed=seed, **_overrides(options.set))
                 table = choices.try_out(settings, options.label, options.stage, tuple(options.modes))
-                print(f"{options.label}, seed {seed}", reactions.summary(table).round(0), sep="\n")
-                print(reactions.causes(table).round(0))
+                for mode, played in table.groupby("mode", sort=False):
+                    print(f"{options.label}, seed {seed}, {mode}", reactions.summary(played).round(0), sep="\n")
+                    print(reactions.causes(played).round(0))
             return 0
         items = study.plan(options.profile, options.env, options.seeds, options.only, _overrides(options.set))
         if options.dry_run:

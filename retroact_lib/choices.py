@@ -16,7 +16,7 @@ import pandas as pd
 
 from retroact_lib import paths, reactions, stages
 from retroact_lib.config import StudyConfig, load_config
-from retroact_lib.files import write_json, write_text
+from retroact_lib.files import read_json, write_json, write_text
 
 MODES = ("greedy", "sampled")
 
@@ -24,7 +24,7 @@ MODES = ("greedy", "sampled")
 def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, ...] = ("greedy",)) -> pd.DataFrame:
     """Train up to stage 1 or 2 by these settings, play the validation tasks, keep and return the trial table.
 
-    Raises ValueError for a label that is no file name, or an unknown stage or mode.
+    Raises ValueError for a label that is no file name or has been given to other settings, or an unknown stage or mode.
     """
     if not label.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"The label {label!r} names a file; expected letters, digits, - and _.")
@@ -32,7 +32,11 @@ def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, .
         raise ValueError(f"stage is {stage}; expected 1 (imitation) or 2 (joint policy gradient).")
     if unknown := set(modes) - set(MODES):
         raise ValueError(f"Unknown mode {min(unknown)!r}; expected some of {', '.join(MODES)}.")
-    trained = [stages.train_sft(config)]
+    file = folder(config) / f"{label}-seed{config.seed}"
+    for other in sorted(file.parent.glob(f"{label}-seed*.json")):
+        if read_json(other).get("changed") != changed(config):
+            raise ValueError(f"{other} holds other settings under the label {label!r}; choose another label.")
+    trained = stages.imitation_runs(config)
     if stage == 2:
         trained += stages.train_joint_rl(config)
     found = [stages.evaluate(config, trained[-1], label, "validation", mode) for mode in modes]
@@ -44,7 +48,6 @@ def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, .
         for mode in modes
     ]
     table = pd.concat(trials, ignore_index=True).assign(seed=config.seed)
-    file = folder(config) / f"{label}-seed{config.seed}"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file.with_suffix(".csv"), pd.concat(found, ignore_index=True).to_csv(index=False))
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))

@@ -48,9 +48,9 @@ class DataConfig:
     """K of the expert."""
     corrected_tasks: int = 0
     """Further training tasks: the imitation policy plays, the expert ends the trial from an error on, and stage 1 goes
-    on with that (one round of DAgger); 0 leaves it out."""
+    on with that (one round of DAgger); 0 leaves it out. Stage 2's regulariser has the demonstrations alone."""
     mistake_rate: float = 0.3
-    """Share of expert episodes whose first trial holds a slip: mended there if the observation betrays it."""
+    """Share of expert episodes whose first trial holds a slip; most of those that show are mended in that trial."""
 
     def __post_init__(self):
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
@@ -170,7 +170,7 @@ class SFTConfig:
     mask_slips: bool = True
     """False imitates an expert's slips too, not only what mended them."""
     sft_roles: str = "both"
-    """Whose demonstrations stage 1 imitates: ``both``, ``planner`` or ``reflector``."""
+    """Whose demonstrations are imitated, in stage 1 and as regulariser: ``both``, ``planner`` or ``reflector``."""
     sft_keep: str = "last"
     """Whose policy stage 1 leaves: that of the ``last`` epoch, or of the one that was ``best`` in greedy validation."""
     il_weighting: str = "example"
@@ -369,7 +369,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         sft_lr=1e-3,
         sft_warmup=3,
         eval_trials=2,
-        max_action_tokens=48,
+        max_action_tokens=80,
         rl_batch=2,
         rl_epochs=1,
         il_batch=2,
@@ -408,6 +408,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         rl_epochs=1,
         rl_lr=1e-4,
         rounds=2,
+        max_action_tokens=160,
         num_parallel=256,
         chunk=1024,
         batch_tokens=16_384,

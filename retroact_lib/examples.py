@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from retroact_lib.files import write_text
 from retroact_lib.packing import packed_tokens
 from retroact_lib.policy import Policy
 from retroact_lib.trajectories import Trajectory, Trial, reflector_reward
+from retroact_lib.trials import draw_seed
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,17 @@ def imitation_examples(
     made = []
     for trajectory in trajectories:
         for k, trial in enumerate(trajectory.trials):
-            if trial.success:
-                example = _planner_example(policy, env, trajectory, trial, mask_observations, mask_slips)
-                made += [example] if any(example.mask) else []
+            if trial.success and not (mask_slips and all(turn.slip for turn in trial.turns)):
+                made.append(_planner_example(policy, env, trajectory, trial, mask_observations, mask_slips))
             if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
                 made.append(_reflector_example(policy, env, trajectory, k))
     return made
+
+
+def with_corrections(corrected: Sequence[Example], demonstrated: Sequence[Example], seed: int) -> list[Example]:
+    """The corrected trials, and as many of the demonstrations, drawn by `seed`: they keep a policy to what it knows."""
+    draws = random.Random(draw_seed("corrected", seed))
+    return [*corrected, *draws.sample(list(demonstrated), min(len(corrected), len(demonstrated)))]
 
 
 def rewarded_examples(

@@ -206,11 +206,11 @@ def tried(env: str, *labels: str) -> str:
         solved_by = evaluation.summarise(own, ["arm"], _resamples(env)).itertuples()
         paired = evaluation.compare(found, name, labels[0], resamples=_resamples(env)).itertuples()
         gain = "" if name == labels[0] else "".join(map(points, paired))
-        cells = [f"{row['%']:.0f} of {row['n']:.0f}" if row["n"] else "" for _, row in shares.iloc[2:].iterrows()]
+        cells = [f"{row['%']:.0f} % of {row['n']:.0f}" if row["n"] else "" for _, row in shares.iloc[2:].iterrows()]
         size = [str(own["task"].nunique()), str(own["seed"].nunique())]
         rows.append([name, _changes(env, name), *size, "".join(map(percent, solved_by)), gain, *cells])
     head = ["settings", "changed", "n", "seeds", "solved, %", f"minus {labels[0]}"]
-    return grid([*head, "solved after an error, %", "error submitted, % of failures"], rows)
+    return grid([*head, "solved, of those that read an error", "error submitted, of those that failed"], rows)
 
 
 def why(env: str, *labels: str) -> str:

@@ -8,7 +8,6 @@ only files. A run's key holds all that it depends on, so arms that share a stage
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,7 +31,7 @@ from retroact_lib.trials import draw_seed
 TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
-USED_IN_TRAINING = ("il", "rl", "known", "corrected", "validation")
+NOT_FOR_THE_END = ("il", "rl", "known", "corrected", "validation")
 """The task sets that are not kept for the end."""
 
 
@@ -123,13 +122,18 @@ def train_sft(config: StudyConfig) -> Run:
     """Stage 1 (notebook 02): expert trajectories to the adapter of the imitation policy.
 
     With `sft_keep` ``best`` the policy is that of the epoch which solves most validation tasks greedily, the first of
-    those that solve as many.
+    those that solve as many. These tasks then flatter it: only others tell how good it is.
     """
+    return imitation_runs(config)[-1]
+
+
+def imitation_runs(config: StudyConfig) -> list[Run]:
+    """The runs that make the policy of stage 1, in order: its epochs, then the corrections and the epoch on them."""
     run = _train_epochs(config)
     if config.sft.sft_keep == "best":
         solved = learning_curve(config).query("epoch > 0").groupby("epoch")["success"].sum()
         run = _after_epoch(run, int(solved.idxmax()), config.sft.sft_epochs)
-    return _train_corrected(config, run) if config.data.corrected_tasks else run
+    return [run, correct(config, run), _train_corrected(config, run)] if config.data.corrected_tasks else [run]
 
 
 def correct(config: StudyConfig, start: Run) -> Run:
@@ -157,9 +161,8 @@ def _train_corrected(config: StudyConfig, start: Run) -> Run:
     run = _open(config, "sft", {**parameters, **_policy(config)}, inputs)
     if not run.finished:
         policy = _lent_policy(config, start)
-        mended, shown = _imitated(config, policy, corrected), imitation_examples(config, policy)
-        draws = random.Random(draw_seed("corrected", config.seed))
-        rows = mended + draws.sample(shown, min(len(mended), len(shown)))
+        mended = _imitated(config.change(mask_slips=True), policy, corrected)  # the policy's own steps, in any arm
+        rows = examples.with_corrections(mended, imitation_examples(config, policy), config.seed)
         if rows:
             training.sft(policy, rows, replace(config.sft, sft_epochs=1), run, config.seed)
         else:
@@ -363,7 +366,7 @@ def evaluate_arm(
     modes: Sequence[str] = ("greedy", "sampled"),
 ) -> pd.DataFrame:
     """`evaluate` for every split and mode, as one table; without `splits`, on the task sets kept for the end."""
-    splits = splits or [name for name in task_sets(config) if name not in USED_IN_TRAINING]
+    splits = splits or [name for name in task_sets(config) if name not in NOT_FOR_THE_END]
     return pd.concat([evaluate(config, start, arm, s, m) for s in splits for m in modes], ignore_index=True)
 
 

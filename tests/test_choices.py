@@ -27,7 +27,7 @@ def tried(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     return tmp_path / "results" / "smoke" / "intercode_sql" / "choices", capsys.readouterr().out
 
 
-def test_what_was_tried_is_kept_and_shown(tried, monkeypatch):
+def test_what_was_tried_is_kept_and_shown(tried, monkeypatch, capsys):
     folder, printed = tried
     names = {file.name for file in folder.iterdir()}
     assert names == {
@@ -43,8 +43,16 @@ def test_what_was_tried_is_kept_and_shown(tried, monkeypatch):
 
     monkeypatch.setattr(pages, "PROFILE", "smoke")
     header, _, one, two = pages.tried("intercode_sql", "one", "two").splitlines()
-    assert "minus one" in header and "solved after an error" in header
+    assert "minus one" in header and "solved, of those that read an error" in header
     assert one.startswith("| one | ") and "`sft_lr` 0.0005" in two and "(" in two  # a paired difference
+    header, _, *causes = pages.why("intercode_sql", "one", "two").splitlines()
+    assert header == "| cause | one | two |"
+    failed = [int(row.split("|")[2]) for row in causes]
+    assert sum(failed) == sum(
+        (pd.read_csv(folder / f"one-seed{seed}-trials.csv")["success"] == 0).sum() for seed in (0, 1)
+    )
+    asked = ["try", "one", "--profile", "smoke", "--seeds", "0", "--set", *SMALL, "sft_lr=0.5"]
+    assert command_line.main(asked) == 2 and "holds other settings under the label 'one'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds no table of three: run python -m retroact_lib try three"):
         pages.tried("intercode_sql", "three")
 

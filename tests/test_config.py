@@ -18,7 +18,7 @@ def test_names_are_unique(env):
 def test_profiles_resolve(profile):
     config = load_config(profile, seed=3)
     assert config.profile == profile and config.flat()["seed"] == 3
-    for name, value in PROFILES[profile].items():
+    for name, value in (PROFILES[profile] | profile_overrides(config.env, profile)).items():
         assert config.flat()[name] == value
 
 

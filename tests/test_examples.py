@@ -88,7 +88,7 @@ def test_a_slip_stays_in_the_context_and_carries_no_loss(policy, env):
     (plain,) = imitation_examples(policy, env, [trajectory(1.0)])
     assert row.ids == plain.ids  # the same text is read
     assert agent_text(policy, row) == " Trial 1 ends.\nAction 2: submit\n"
-    (unmasked, _) = imitation_examples(policy, env, slipped(), mask_observations=False)
+    (unmasked,) = imitation_examples(policy, env, slipped(), mask_observations=False)
     assert "Trial 1 looks" not in agent_text(policy, unmasked) and "[('singer',)]" in agent_text(policy, unmasked)
 
 

@@ -16,8 +16,10 @@ import sys
 import threading
 
 import pytest
+from transformers import AutoTokenizer
 
-from retroact_lib import prompts
+from retroact_lib import prompts, stages
+from retroact_lib.config import load_config
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.intercode_sql import expert
 from retroact_lib.envs.intercode_sql.env import InterCodeSQL
@@ -238,7 +240,7 @@ def thoughts(trial) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "sql", "mode", "looks", "thought"),
     [
-        ("max", "SELECT MAX(years) FROM singer", "query", [], "There is no column years, but singer has Age."),
+        ("max", "SELECT MAX(years) FROM singer", "query", [], "There is no column years there, but singer has Age."),
         (
             "max",
             "SELECT MAX(Age) FROM singers",
@@ -246,6 +248,7 @@ def thoughts(trial) -> list[str]:
             [],
             "There is no table singers: the tables are singer and song. I need singer.",
         ),
+        ("max", "SELECT MAX(T2.Age) FROM singer AS T1", "query", [], "no column Age there, but singer has it."),
         ("max", "SELECT MAX(Age) FROM pop", "guess", ["SHOW TABLES", "DESC singer"], "There is no table pop."),
         ("max", "SELECT Age FROM singer", "query", [], "These are rows, and the question asks for the highest Age."),
         ("top", "SELECT * FROM singer ORDER BY Age DESC LIMIT 1", "query", [], "These rows hold more than Name."),
@@ -297,7 +300,7 @@ def test_what_comes_next_depends_on_the_observation(toy, monkeypatch):
             move = steps.send(str([(t,) for t in TABLES]) if "SHOW" in move.action else str(TABLES["singer"]))
         followed[seen] = steps.send(seen)
     wrong, empty, fine = followed.values()
-    assert wrong.thought.startswith("There is no column Nation, but singer has Country.")
+    assert wrong.thought.startswith("There is no column Nation there, but singer has Country.")
     assert wrong.action == f"execute[{TASKS[0].meta['gold']}]"
     assert empty.action == "execute[SELECT DISTINCT Country FROM singer LIMIT 5]"
     assert fine.action == "submit" and "2" in fine.thought  # nothing shows, so the evaluator will tell
@@ -309,8 +312,8 @@ def test_a_second_slip_in_the_same_trial(toy, monkeypatch):
     task = next(task for task in TASKS if task.family == "max")
     (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=1.0).trials
     assert [turn.slip for turn in trial.turns] == [False, False, True, True, False, False] and trial.success
-    assert thoughts(trial)[3].startswith("There is no column years, but")
-    assert thoughts(trial)[4].startswith("There is no column old, but")
+    assert thoughts(trial)[3].startswith("There is no column years there, but")
+    assert thoughts(trial)[4].startswith("There is no column old there, but")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -367,7 +370,7 @@ def test_an_expert_ends_what_somebody_else_began(toy):
     (trial,) = ScriptedSQLExpert().correct(toy, task, turns).trials
     assert trial.success and [turn.slip for turn in trial.turns] == [True] * 3 + [False] * 2
     assert [turn.ids for turn in trial.turns[:3]] == [[1, 1], [2, 2], [3, 3]]
-    assert thoughts(trial)[3].startswith("There is no column years, but singer has Age.")
+    assert thoughts(trial)[3].startswith("There is no column years there, but singer has Age.")
 
 
 def test_what_was_not_looked_at_is_looked_at(toy):
@@ -521,7 +524,7 @@ def test_real_thoughts_say_which_words_mean_which_table_and_column(real):
             assert f"he {words} is {column}" in asked, f"{task.question}: {asked}"
             linked += 1
         noun = task.meta["nouns"][task.meta["tables"][0]][0]
-        assert f"The question is about {noun}." in looked or noun not in task.question.lower()
+        assert f"The question is about {noun}." in looked or noun.lower() not in task.question.lower()
     assert linked > len(tasks) / 2
 
 
@@ -569,6 +572,9 @@ def test_real_errors_are_mended_and_never_submitted(real):
         ("SELECT a, b FROM t", "[(1,), (2,)]", SHAPE, "These rows hold less than a and b."),
         ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), (2,), (3,), ... (9 rows)]", SHAPE, "These are more rows"),
         ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), (2,), (3,)]", None, ""),
+        ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), ... (3 rows)]", None, ""),
+        ("SELECT a FROM t ORDER BY a LIMIT 3", "[(1,), ... (40 rows)]", SHAPE, "These are more rows"),
+        ("SELECT MAX(a) FROM t", "[(1,), ... (9 rows)]", SHAPE, "These are rows"),
         ("SELECT DISTINCT a FROM t", "[('x',), ('y',)]", None, ""),
         ("SELECT COUNT(*) FROM t", "[(7,)]", None, ""),
         ("SELECT a, COUNT(*) FROM t GROUP BY a", "[('x', 1), ('y', 2)]", None, ""),
@@ -585,6 +591,19 @@ def test_what_an_observation_shows(gold, observation, kind, words):
 def test_the_rows_of_an_observation():
     assert rows_of("[(1, 'a'), (None, \"it's\"), ... (5 rows)]") == [(1, "a"), (None, "it's")]
     assert rows_of("[]") == [] and rows_of("None") is None and rows_of("Error executing query: x") is None
+
+
+@pytest.mark.parametrize("env_name", ["intercode_sql", "hotpotqa"])
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu"])
+def test_a_policy_may_write_as_much_as_the_expert_does(profile, env_name, default_checkpoint):
+    config = load_config(profile, env=env_name, il_tasks=40 if profile == "smoke" else 100, mistake_rate=1.0)
+    tokenizer = AutoTokenizer.from_pretrained(default_checkpoint.path_or_hub_id)
+    limits = {"max_steps": config.rollout.max_steps, "max_repeats": config.rollout.max_repeats}
+    tasks = stages.task_sets(config)["il"]
+    shown = expert_trajectories(stages.environment(config), tasks, 2, 0, config.data.mistake_rate, **limits)
+    texts = [turn.text for t in shown for trial in t.trials for turn in trial.turns]
+    longest = max(texts, key=lambda text: len(tokenizer(text).input_ids))
+    assert len(tokenizer(longest).input_ids) <= config.rollout.max_action_tokens, longest
 
 
 def test_real_reflections_are_short_and_concrete(real):

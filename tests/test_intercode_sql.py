@@ -19,6 +19,7 @@ from retroact_lib.envs.base import Task
 from retroact_lib.envs.intercode_sql import databases
 from retroact_lib.envs.intercode_sql.engine import MAX_STRING_BYTES, SqlError
 from retroact_lib.envs.intercode_sql.env import DATABASES, InterCodeSQL, kendall_tau, result_reward
+from retroact_lib.envs.intercode_sql.query import Query
 from retroact_lib.envs.intercode_sql.questions import FAMILIES, MAX_ANSWER_ROWS
 from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
 
@@ -521,8 +522,7 @@ def test_a_version_has_the_same_questions_and_rows_under_other_names(env):
     for task, other in zip(tasks, plain, strict=True):
         rows = versioned.execute(task.meta["db"], task.meta["gold"])
         assert rows == env.execute(other.meta["db"], other.meta["gold"]), task
-        shown = {name for columns in versioned.schema(task.meta["db"]).values() for name, _ in columns}
-        assert set(task.meta["columns"]) <= shown
+        assert set(task.meta["columns"]) == set(task.meta["words"]) <= set(Query(task.meta["gold"], {}).names())
         assert versioned.world_of(task) == env.world_of(other)
     for split in ("validation", "test"):
         assert not any("~" in task.meta["db"] for task in versioned.tasks(split))
@@ -608,9 +608,10 @@ def test_official_questions_about_training_databases_are_left_out(tmp_path):
     file = tmp_path / "ic.json"
     entries = [{"db": db, "gold": "SELECT 1", "query": db} for db in ("singer", "pets_1", "tvshow")]
     file.write_text(json.dumps(entries))
-    assert {task.meta["db"] for task in InterCodeSQL(data=file).pool("official")} == {"pets_1", "tvshow"}
+    assert {task.meta["db"] for task in InterCodeSQL(data=file).pool("official")} == {"pets_1"}
+    assert [task.id[-4:] for task in InterCodeSQL(data=file).pool("official")] == ["0001"]  # its place in the file
     file.write_text(json.dumps(entries[:1]))
-    with pytest.raises(ValueError, match="are about training databases: pass official='all'"):
+    with pytest.raises(ValueError, match="about databases of training or validation: pass official='all'"):
         InterCodeSQL(data=file).pool("official")
 
 

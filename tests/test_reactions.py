@@ -45,6 +45,13 @@ def test_why_a_sql_trial_failed(sql, steps, cause):
     assert sql.cause(SQL, trial(*steps)) == cause
 
 
+def test_join_keys_are_columns_of_the_answer_too(sql):
+    gold = "SELECT T1.Title FROM song AS T1 JOIN singer AS T2 ON T1.Singer_ID = T2.Singer_ID WHERE T2.Name = 'A'"
+    task = Task("j", "q", "join", {"db": "singer", "gold": gold, "tables": ["song", "singer"], "columns": ["Title"]})
+    for query, cause in ((gold.replace("'A'", "'B'"), "wrong query"), (gold.replace("Title", "Sales"), "wrong column")):
+        assert sql.cause(task, trial((f"execute[{query}]", "[]"), ("submit", "[]"))) == cause
+
+
 @pytest.mark.parametrize(
     ("steps", "cause"),
     [

@@ -184,14 +184,21 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
         stages.learning_curve(config)
 
 
-def test_the_expert_ends_what_the_policy_began_and_stage_1_goes_on_with_it(config):
-    changed = config.change(corrected_tasks=4, max_steps=6)
+def test_the_expert_ends_what_the_policy_began_and_stage_1_goes_on_with_it(config, monkeypatch):
+    changed = config.change(corrected_tasks=4, max_steps=6, mask_slips=False)  # even where slips are imitated
+    rows, train = [], training.sft
+    monkeypatch.setattr(training, "sft", lambda policy, given, *rest: (rows.append(given), train(policy, given, *rest)))
     first, run = stages.train_sft(changed.change(corrected_tasks=0)), stages.train_sft(changed)
     sets = stages.task_sets(changed)
     assert len({task.id for name in ("il", "rl", "known", "corrected") for task in sets[name]}) == 4 + 4 + 6 + 4
     made = read_trajectories(stages.correct(changed, first).file(stages.TRAJECTORIES))
     assert made and all(t.trials[0].turns[0].slip and t.trials[0].turns[0].ids for t in made)
     assert all(t.trials[0].success and not t.trials[0].turns[-1].slip for t in made)
+    for trajectory, row in zip(made, rows[-1], strict=False):
+        policy_wrote = sum(len(turn.ids) for turn in trajectory.trials[0].turns if turn.slip)
+        begin = row.mask.index(1)
+        assert sum(row.mask[:begin]) == 0 and begin > policy_wrote
+    assert [done.key for done in stages.imitation_runs(changed)][::2] == [first.key, run.key]
     assert run.manifest["summary"]["examples"] == 2 * len(made) and run.manifest["inputs"]["start"] == first.key
     before, after = (stages.load_policy(config, done).adapter_state() for done in (first, run))
     assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
@@ -336,7 +343,7 @@ def test_editing_an_expert_makes_demonstrations_of_its_environment_stale(library
     with open(library / "envs" / env / "expert.py", "a") as file:
         file.write("SLOW = True\n")
     changed = {pair for pair, digest in stages_of.items() if runs.stage_digest(*pair) != digest}
-    assert changed == {("expert", env), ("rollouts", env)}
+    assert changed == {("expert", env), ("corrections", env), ("rollouts", env)}
     assert files.code_digest("") != whole and runs.study_digest(env) != study
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 
@@ -62,7 +63,8 @@ def corrections(
     """The first trials of `trajectories` that read an error, cut after one of their errors and ended by the expert.
 
     Which error it is, is drawn. A trial that an error ended, or that leaves the expert no two steps, has nothing to
-    correct. Raises KeyError for a trajectory whose task is not among `tasks`.
+    correct. One that cannot be played again is left out with a warning. Raises KeyError for a trajectory whose task is
+    not among `tasks`.
     """
     expert, by_id = expert or expert_for(env), {task.id: task for task in tasks}
     most = env.max_steps if max_steps is None else max_steps
@@ -74,5 +76,8 @@ def corrections(
         ends = [n for n in ends if n < len(turns) and n + 2 <= most]
         if ends:
             left = turns[: rng.choice(ends)]
-            made.append(expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats))
+            try:
+                made.append(expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats))
+            except (ValueError, RuntimeError) as error:  # one trial that cannot be played again is no reason to stop
+                warnings.warn(f"A trial at task {task.id} is left uncorrected: {error}", stacklevel=2)
     return made

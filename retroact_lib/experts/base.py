@@ -1,7 +1,7 @@
 """The trial-reflect-retry loop that every expert plays, as the policy does later.
 
-An expert reacts to what it sees. A slip that the observation betrays is mended within the trial; one that it does not
-betray ends the trial in failure, and is left to the reflection. Whether a trial was good is decided by the evaluator
+An expert reacts to what it sees. Most slips that the observation shows are mended within the trial. One that it does
+not show ends the trial in failure, and is left to the reflection. Whether a trial was good is decided by the evaluator
 alone: a slip that it accepts is a success. The slip itself is marked, so that nobody imitates it (`Turn.slip`).
 """
 

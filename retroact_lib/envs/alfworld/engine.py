@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -23,10 +24,18 @@ ANSWER_SECONDS, PLANNER_SECONDS = 120.0, 1800.0
 """A worker that takes longer for one answer is taken for dead; with the planner at a game's side it may search."""
 DEATHS = 2
 """After so many workers have died of the same command, the game itself is to blame."""
+_PUT = re.compile(r"(?:put|move|place) (.+?) (?:in/on|into|onto|in|on|to) (.+)")
 
 
 class WorkerDied(RuntimeError):
     """The worker process ended, or did not answer in time."""
+
+
+def as_command(action: str) -> str:
+    """What an agent wrote as the game wants it: in lower case, without marks around it, in the present wording."""
+    command = " ".join(action.lower().split()).strip(" .\"'`")
+    put = _PUT.fullmatch(command)
+    return f"move {put[1]} to {put[2]}" if put else command
 
 
 class GameFailed(RuntimeError):

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import ClassVar
 
 from retroact_lib.envs.alfworld import games
-from retroact_lib.envs.alfworld.engine import Engine, GameFailed, Play
+from retroact_lib.envs.alfworld.engine import Engine, GameFailed, Play, as_command
 from retroact_lib.envs.alfworld.games import TASK_TYPES, Blueprint
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.files import code_digest, sha256_of, write_text
@@ -32,7 +32,6 @@ MAKERS = min(os.cpu_count() or 1, 8)
 """Processes that make games at once."""
 
 _THOUGHT = re.compile(r"think\s*:.*", re.I | re.S)
-_PUT = re.compile(r"(?:put|move|place) (.+?) (?:in/on|into|onto|in|on|to) (.+)")
 _BROKEN = "The game has stopped."
 
 
@@ -206,11 +205,8 @@ class HouseholdEpisode(Episode):
             return self._last
         if _THOUGHT.fullmatch(action.strip()):
             return Step("OK.")
-        command = " ".join(action.lower().split()).strip(" .\"'`")
-        if put := _PUT.fullmatch(command):
-            command = f"move {put[1]} to {put[2]}"
         try:
-            observation, won = self._play.step(command)
+            observation, won = self._play.step(as_command(action))
         except GameFailed as error:
             return self._fail(error)
         if won:

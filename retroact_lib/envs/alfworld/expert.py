@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Generator, Sequence
 
-from retroact_lib.envs.alfworld.engine import GameFailed
+from retroact_lib.envs.alfworld.engine import GameFailed, as_command
 from retroact_lib.envs.alfworld.games import accepts, affords, has_door
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, Move, Session, Steps
@@ -175,7 +175,7 @@ class _Trial:
         for turn in turns:
             if not self.advised:
                 self._advice()
-            self._saw(turn.action, turn.observation)
+            self._saw(as_command(turn.action), turn.observation)
         self.opening = "Nothing happens. " if self.seen == "Nothing happens." else ""
 
     def run(self, slip: str, again: bool) -> Steps:
@@ -202,18 +202,19 @@ class _Trial:
 
     def _astray(self, course: Steps) -> Steps:
         """A slip's own course. The attentive see that the task goes on, say why, and leave the rest to the guide."""
-        of, self.slipping = self.of, True
+        of, self.slipping, changed, placed = self.of, True, self.changed, self.placed
         yield from course
         if of.did and not of.mends:
             yield from self._done()
         self.slipping, self.opening = False, f"The task is not done: I {of.did}. " if of.did else ""
         of.did = of.plan = ""
+        self.placed = placed
         if thing := self.misplaced:
-            self.placed -= 1
             yield from self._do(f"I take the {thing} again.", f"take {thing} from {self.here}")
-            if of.verb and not self.changed:
+            self.changed = changed
+            if of.verb and not changed:
                 yield from self._change(thing)
-                yield from self._put(thing, self._first(of.place))
+            yield from self._put(thing, self._first(of.place))
 
     def _hurry(self, sooner: str, command: str) -> Steps:
         """Try to do what has to wait until `command` is done, and see that nothing happens."""
@@ -224,6 +225,7 @@ class _Trial:
             closed = command.startswith("open ")
             place = command.removeprefix("open ").removeprefix("go to ")
             self.opening = f"Nothing happens, because {f'{place} is closed' if closed else f'I am not at {place}'}. "
+            yield from self._do(self._reason(command), command)
 
     def _sooner(self, command: str) -> str:
         """What a hasty agent does in place of opening or going: '' where there is nothing to be hasty about."""

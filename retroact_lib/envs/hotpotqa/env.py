@@ -23,7 +23,7 @@ import bm25s
 
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.hotpotqa import articles
-from retroact_lib.envs.hotpotqa.articles import bare, fold
+from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
 from retroact_lib.envs.hotpotqa.questions import TYPES, Question, questions
 from retroact_lib.envs.official import read_list
 from retroact_lib.trajectories import Trial
@@ -36,7 +36,8 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)")
 _NEAR = 0.9
 _ECHO = 60
 _UNKNOWN = "Unknown action. There are Search[entity], Lookup[keyword] and Finish[answer]."
-_NOTHING_FOUND = ("Could not find ", "No results.", "No more results.", "There is no article to look into", _UNKNOWN)
+_EMPTY = "needs something between the brackets."
+_ERRORS = ("Could not find ", "No results.", "No more results.", "There is no article to look into", _UNKNOWN)
 
 
 class HotpotQA(Env):
@@ -81,7 +82,7 @@ class HotpotQA(Env):
         return [*searches, f"Finish[{task.meta['answer']}]"]
 
     def is_error(self, observation: str) -> bool:
-        return observation.startswith(_NOTHING_FOUND)
+        return observation.startswith(_ERRORS) or observation.endswith(_EMPTY)
 
     def ends(self, action: str) -> bool:
         found = _ACTION.fullmatch(action.strip())
@@ -92,7 +93,8 @@ class HotpotQA(Env):
         seen = " ".join(turn.observation for turn in trial.turns)
         if not all(f"({title})" in seen for title, _ in task.meta["supporting"]):
             return "article not read"
-        return "answer read but not given" if task.meta["answer"] in seen else "wrong conclusion"
+        read = task.meta["answer"] not in ("yes", "no") and has_phrase(seen, task.meta["answer"])
+        return "answer read but not given" if read else "wrong conclusion"
 
     def start(self, task: Task) -> HotpotEpisode:
         """Open an episode."""
@@ -191,7 +193,7 @@ class HotpotEpisode(Episode):
             self._last = Step("Answer given.", True, self.reward())
             return self._last
         if not argument:
-            return Step(f"{verb.capitalize()} needs something between the brackets.")
+            return Step(f"{verb.capitalize()} {_EMPTY}")
         return Step(self._search(argument) if verb == "search" else self._cut(self._lookup(argument), self._limit))
 
     def reward(self) -> float:

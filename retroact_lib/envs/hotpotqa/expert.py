@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
@@ -84,13 +84,13 @@ class _ReaderSession(Session):
     def take_over(self, turns: Sequence[Turn]) -> Steps:
         """Say what the last step showed, read what has not been read, and answer."""
         seen, last = " ".join(turn.observation for turn in turns), turns[-1]
-        known = [title for title, facts in self.needed.items() if all(fact in seen for fact in facts)]
+        known = [title for title, facts in self.needed.items() if facts and all(fact in seen for fact in facts)]
         self.read.update(fact for title in known for fact in self.needed[title])
         said = last.observation.partition(". Similar:")[0].rstrip(".")
         word = re.search(r"\[(.*)\]", last.action, re.S)
         self.aside = f"{said} for {' '.join(word[1].split())}." if said.startswith("No ") and word else f"{said}."
         left = [title for title in self.needed if title not in known]
-        learnt = [_named(title, " ".join(self.needed[title])) for title in known]
+        learnt = {title: _named(title, " ".join(self.needed[title])) for title in known}
         fact = yield from self._read(left, learnt=learnt)
         yield self._conclude(fact, self.answer)
 
@@ -109,13 +109,13 @@ class _ReaderSession(Session):
         yield self._conclude(fact, self.answer, self._other_side() if slip == "guessed" else "")
 
     def _read(
-        self, titles: list[str], slip: str = "", at: str = "", learnt: Sequence[str] = ()
+        self, titles: list[str], slip: str = "", at: str = "", learnt: Mapping[str, str] | None = None
     ) -> Generator[Move, str, str]:
         """Search for the articles in turn, with a slip before the one named `at`; returns what is `_known` then.
 
-        `learnt` is what other articles have told before.
+        `learnt` is what other articles have told before, by title.
         """
-        learnt = list(learnt)
+        learnt = dict(learnt or {})
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
             said, here, seen = self._noted(said), slip if title == at else "", ""
@@ -123,7 +123,7 @@ class _ReaderSession(Session):
                 said, seen = yield from self._described(said, title)
             elif here == "strayed":
                 said = yield from self._strayed(said, title)
-            learnt.append((yield from self._open(said, title, self.needed[title], here, seen)))
+            learnt[title] = yield from self._open(said, title, self.needed[title], here, seen)
         return self._known(learnt)
 
     def _noted(self, thought: str) -> str:
@@ -172,11 +172,12 @@ class _ReaderSession(Session):
         there = fold(f"{title} {' '.join(self.pages[title])}")
         return next((word for word in re.findall(r"\b[a-z]{5,}", self.question) if fold(word) not in there), "")
 
-    def _known(self, learnt: list[str]) -> str:
+    def _known(self, learnt: Mapping[str, str]) -> str:
         """What to say of what has been read: both sides of a comparison, the last hop of a bridge, no long lists."""
+        said = [learnt[title] for title in self.needed if title in learnt]
         if self.together:
-            return " ".join(learnt) if self.comparison else ""
-        return learnt[-1]
+            return " ".join(said) if self.comparison else ""
+        return said[-1]
 
     def _keywords(self, fact: str) -> list[str]:
         """Words of `fact` to look up in turn: those that the question has too, in whatever form, then the last ones."""

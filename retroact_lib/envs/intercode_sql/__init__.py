@@ -14,7 +14,7 @@ class Options:
     max_columns: int = 0
     """Leave out generated questions whose gold query uses more columns than this; 0 keeps all."""
     official: str = "unseen"
-    """Official questions: those whose database training never sees (``unseen``), or ``all``."""
+    """Official questions: those whose database neither training nor validation has (``unseen``), or ``all``."""
     versions: int = 0
     """Training questions are set in so many versions of their databases, in which columns go by other names."""
 
@@ -31,7 +31,7 @@ class Options:
 
 
 PROFILES = {
-    "smoke": dict(describe="names", families="count", max_steps=6, max_action_tokens=64),
+    "smoke": dict(describe="names", families="count", max_steps=6),
     "laptop": dict(
         describe="names",
         families="count,count_filter,aggregate,filter,superlative,distinct",

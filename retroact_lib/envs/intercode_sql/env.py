@@ -24,7 +24,8 @@ from retroact_lib.envs.base import Env, Episode, Step, Task, in_turn
 from retroact_lib.envs.intercode_sql.databases import load_databases, real_questions
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
-from retroact_lib.envs.intercode_sql.versions import Names, new_names, translated, version
+from retroact_lib.envs.intercode_sql.reading import is_error
+from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase
 from retroact_lib.envs.official import read_list
 from retroact_lib.trajectories import Trial
@@ -72,7 +73,8 @@ class InterCodeSQL(Env):
         observation_chars: observations are cut to this many characters.
         max_columns: generated questions whose gold query uses more columns than this are left out; 0 keeps all.
         time_limit: seconds that one statement may take.
-        official: which of these questions there are: those whose database training never sees ("unseen"), or all.
+        official: which of these questions there are: those whose database neither training nor validation has
+            ("unseen"), or all.
         versions: the training questions are set in so many versions of their databases beside the original, in which
             columns go by other names (`versions`); 0 is the originals alone.
 
@@ -154,7 +156,7 @@ class InterCodeSQL(Env):
         return [f"execute[{task.meta['gold']}]", "submit"]
 
     def is_error(self, observation: str) -> bool:
-        return observation.startswith(_ERROR)
+        return is_error(observation)
 
     def ends(self, action: str) -> bool:
         return _SUBMIT.fullmatch(action.strip()) is not None
@@ -164,10 +166,10 @@ class InterCodeSQL(Env):
         run = [found[1] for turn in trial.turns if (found := _EXECUTE.fullmatch(turn.action.strip()))]
         if not run or not re.match(r"\s*\(?\s*(select|with)\b", run[-1], re.I):
             return "no query"
-        tables, columns = _used(run[-1])
-        if set(tables) != {name.lower() for name in task.meta["tables"]}:
+        (tables, columns), (gold_tables, gold_columns) = _used(run[-1]), _used(task.meta["gold"])
+        if set(tables) != set(gold_tables):
             return "wrong table"
-        if {name.lower() for name in columns} != {name.lower() for name in task.meta["columns"]}:
+        if {name.lower() for name in columns} != {name.lower() for name in gold_columns}:
             return "wrong column"
         return "wrong query"
 
@@ -217,7 +219,7 @@ class InterCodeSQL(Env):
             if split in DATABASES:
                 self._pools[split] = [task for db in DATABASES[split] for task in self._generated(split, db)]
             else:
-                entries = real_questions() if split == "real" else self._official()
+                entries = dict(enumerate(real_questions())) if split == "real" else self._official()
                 self._pools[split] = self._given(split, entries)
         return self._pools[split]
 
@@ -230,26 +232,30 @@ class InterCodeSQL(Env):
                 task_id = f"{split}/{db}/{family}/{number:04d}"
                 drawn = random.Random(task_id).randint(0, self.versions) if split == "train" else 0
                 names = versions[drawn]
+                gold = translated(draft.gold, names)
+                spoken = {
+                    names.get((table, column), column): phrase(WORDS[db][table], column)
+                    for table in reversed(draft.tables)
+                    for column in draft.columns
+                    if any(column == name for name, _ in schema[table])
+                }
+                words = {column: spoken[column] for column in _used(gold)[1] if column in spoken}
                 meta = {
                     "db": f"{db}~{drawn}" if drawn else db,
-                    "gold": translated(draft.gold, names),
+                    "gold": gold,
                     "tables": list(draft.tables),
-                    "columns": [_renamed(column, draft.tables, names) for column in draft.columns],
-                    "words": {
-                        _renamed(column, draft.tables, names): phrase(WORDS[db][table], column)
-                        for column in draft.columns
-                        for table in reversed(draft.tables)
-                        if any(column == name for name, _ in schema[table])
-                    },
+                    "columns": list(words),
+                    "words": words,
                     "nouns": {table: [WORDS[db][table].many, WORDS[db][table].one] for table in draft.tables},
                 }
                 tasks.append(Task(f"{task_id}~{drawn}" if drawn else task_id, question, family, meta))
                 self._golds[meta["db"], meta["gold"]] = rows
         return tasks
 
-    def _given(self, split: str, entries: list[dict[str, str]]) -> list[Task]:
+    def _given(self, split: str, entries: dict[int, dict[str, str]]) -> list[Task]:
+        """The tasks of entries by their place in the file."""
         tasks, broken = [], []
-        for number, entry in enumerate(entries):
+        for number, entry in entries.items():
             db, gold = entry["db"], entry["gold"]
             tables, columns = _used(gold)
             family = entry.get("hardness") or ("join" if len(tables) > 1 else _shape(gold))
@@ -268,7 +274,7 @@ class InterCodeSQL(Env):
             )
         return tasks
 
-    def _official(self) -> list[dict[str, str]]:
+    def _official(self) -> dict[int, dict[str, str]]:
         if self.data is None:
             raise ValueError("the split 'official' needs InterCode's ic_spider_dev.json: pass its path or URL as data.")
         entries = read_list(self.data)
@@ -276,9 +282,12 @@ class InterCodeSQL(Env):
             for key in ("db", "gold", "query"):
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                     raise ValueError(f"entry {number} of {self.data} has no text in the field {key!r}.")
-        kept = [entry for entry in entries if self.official == "all" or entry["db"] not in DATABASES["train"]]
-        if not kept:
-            raise ValueError(f"all questions of {self.data} are about training databases: pass official='all'.")
+        seen = () if self.official == "all" else (*DATABASES["train"], *DATABASES["validation"])
+        kept = {number: entry for number, entry in enumerate(entries) if entry["db"] not in seen}
+        if entries and not kept:
+            raise ValueError(
+                f"all questions of {self.data} are about databases of training or validation: pass official='all'."
+            )
         return kept
 
 
@@ -373,11 +382,6 @@ def _cut(text: str, rows: Sequence[Row], limit: int) -> str:
             break
         shown += part
     return (shown if shown != "[" else text[:space]) + marker + "]"
-
-
-def _renamed(column: str, tables: Sequence[str], names: Names) -> str:
-    """A column's name in a version, in the first of the tables in which it has another."""
-    return next((names[table, column] for table in tables if (table, column) in names), column)
 
 
 def _used(sql: str) -> tuple[list[str], list[str]]:

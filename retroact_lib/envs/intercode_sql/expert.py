@@ -68,8 +68,8 @@ class ScriptedSQLExpert(Expert):
 
     A careful trial lists the tables, looks at the columns of those that matter, runs the gold query and submits. A slip
     is a wrong query. Where its result shows that something is wrong (`reading.problem`), the expert looks at what the
-    message points to and asks again. Where nothing shows, it submits, and the trial fails. Its thoughts come from the
-    question, what it has seen, and the query it is about to run.
+    message points to and asks again, unless the slip is to repeat the error. Where nothing shows, it submits, and the
+    trial fails. Its thoughts come from the question, what it has seen, and the query it is about to run.
     """
 
     def session(
@@ -88,7 +88,7 @@ class _SQLSession(Session):
         self.words: dict[str, str] = task.meta.get("words", {})
         """Column -> what the question calls it, where that is known."""
         nouns = task.meta.get("nouns", {}).get(query.tables[0] if query.tables else "", ())
-        self.noun = nouns[0] if any(noun in task.question.lower() for noun in nouns) else ""
+        self.noun = nouns[0] if any(noun.lower() in task.question.lower() for noun in nouns) else ""
         """What the question calls the rows of the first table, in the plural."""
         self.slips: list[Mistake] = []
         """The slips to come."""
@@ -203,7 +203,7 @@ class _Attempt:
 
     def _links(self, query: Query) -> str:
         """Which column is meant by which words of the question: ``The average attendance is Average.``"""
-        meant, used = _columns(self.query), _columns(query)
+        meant, used = self.query.names(), query.names()
         pairs = zip(meant, used, strict=True) if len(meant) == len(used) else ()
         said = [f"the {self.of.words[column]} is {name}" for column, name in pairs if column in self.of.words]
         text = " and ".join(said[:2])
@@ -243,7 +243,10 @@ class _Attempt:
         column, table = self._meant(name)
         if column not in self.columns.get(table, []):
             return said
-        return f"{said.rstrip('.')}, but {table} has {column}." if said else f"{table} has {column}."
+        if not said:
+            return f"{table} has {column}."
+        there = f"{table} has {column}" if column.lower() != name.lower() else f"{table} has it"
+        return f"{said.rstrip('.')} there, but {there}."
 
     def _look_at_the_rest(self, said: str) -> Generator[Move, str, str]:
         """Look at the columns of the tables that matter, as far as two steps are left for query and submit.
@@ -332,12 +335,6 @@ def _parsed(sql: str, query: Query) -> Query:
         return Query(sql, query.schema)
     except ValueError:
         return query
-
-
-def _columns(query: Query) -> list[str]:
-    """The columns that a query names, each once, in order of appearance."""
-    found = [column.name for column in query.tree.find_all(exp.Column, bfs=False) if not column.is_star]
-    return list(dict.fromkeys(found))
 
 
 def _sql(action: str) -> str:

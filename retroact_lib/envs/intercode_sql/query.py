@@ -46,14 +46,13 @@ class Query:
         return tree, _outer(tree)
 
     @property
-    def first_table(self) -> str:
-        """The name of the first table as the query writes it, whether it exists or not."""
-        node = self.select.find(exp.Table)
-        return node.name if node else ""
-
-    @property
     def select(self) -> exp.Select:
         return _outer(self.tree)
+
+    def names(self) -> list[str]:
+        """The columns that it names, each once, in order of appearance."""
+        found = [column.name for column in self.tree.find_all(exp.Column, bfs=False) if not column.is_star]
+        return list(dict.fromkeys(found))
 
     def columns(self, table: str) -> list[str]:
         return [name for name, _ in self.schema.get(table, ())]

@@ -23,7 +23,7 @@ _ERRORS = {
     COLUMN: re.compile(r"Unknown column '(?:[^'.]*\.)?([^']*)' in"),
     SYNTAX: re.compile(r"You have an error in your SQL syntax;.* near '(.*?)' ?(?:at line|$)"),
 }
-_CUT = re.compile(r"\.\.\. \(\d+ rows?\)\]$")
+_CUT = re.compile(r"\.\.\. \((\d+) rows?\)\]$")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def problem(observation: str, asked: Query) -> Problem | None:
         return Problem(EMPTY, "The result is empty.")
     if rows == [(0,)]:
         return Problem(EMPTY, "The result is 0.")
-    odd = _odd_shape(rows, _CUT.search(observation) is not None, asked.select)
+    cut = _CUT.search(observation)
+    odd = _odd_shape(rows, int(cut[1]) if cut else len(rows), asked.select)
     return Problem(SHAPE, odd) if odd else None
 
 
@@ -87,11 +88,11 @@ def rows_of(observation: str) -> list[tuple] | None:
     return rows if isinstance(rows, list) and all(isinstance(row, tuple) for row in rows) else None
 
 
-def _odd_shape(rows: list[tuple], cut: bool, asked: exp.Select) -> str:
-    """A sentence on rows that cannot be what the question asks for; '' for those that can."""
+def _odd_shape(rows: list[tuple], count: int, asked: exp.Select) -> str:
+    """A sentence on `count` rows, `rows` of them shown, that cannot be what the question asks for; '' if they can."""
     items = asked.selects
     number = not asked.args.get("group") and all(isinstance(item.unalias(), exp.AggFunc) for item in items)
-    if number and (len(rows) > 1 or len(rows[0]) != len(items)):
+    if number and (count > 1 or len(rows[0]) != len(items)):
         return f"These are rows, and the question asks for {wanted(asked)}."
     if not any(item.is_star for item in items):
         if len(rows[0]) > len(items):
@@ -104,6 +105,6 @@ def _odd_shape(rows: list[tuple], cut: bool, asked: exp.Select) -> str:
             return f"{', '.join(map(str, twice))} comes more than once."
     if limit := asked.args.get("limit"):
         most = int(limit.expression.name)
-        if len(rows) > most or (cut and len(rows) >= most):
+        if count > most:
             return f"These are more rows than the {'one' if most == 1 else most} that the question asks for."
     return ""

@@ -3,7 +3,7 @@
 There are nine training databases, so a policy may learn their column names by heart and write them where they do not
 exist. In versions a name has to be read from DESC, as in a database that is new. A version names columns by the words
 of questions or by those of their own names, whole or cut short, with or without the table's word before it, in one of
-four spellings. Keys keep one name in all tables.
+four spellings. Keys have one name in all tables, where no other column has it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _SPELLINGS = (
 _KEPT, _BY_WORDS, _PREFIXED, _SHORTENED = 0.25, 0.5, 0.4, 0.3
 """Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it; its long
 words are cut short."""
+_RESERVED = {"desc", "char"}
+"""Words cut short that MySQL keeps for itself."""
 _SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "qty", "amount": "amt", "year": "yr"}
 """Words that databases write in a way of their own; others of more than six letters are cut after four."""
 
@@ -52,10 +54,11 @@ def new_names(database: Database, number: int) -> Names:
         for column in table.columns:
             is_key = column.key or any(column.name == foreign for foreign, _, _ in table.foreign_keys)
             new = _named(database.name, table, column.name, spelling, rng)
-            if is_key:  # drawn in any case, so that what follows does not depend on it
+            if is_key:
                 new = keys.setdefault(column.name, spelling(name_words(column.name)))
             keeps = not is_key and rng.random() < _KEPT
-            if not keeps and quoted(column.name) == column.name and quoted(new) == new and new.lower() not in taken:
+            plain = quoted(column.name) == column.name and quoted(new) == new and new.lower() not in _RESERVED
+            if plain and not keeps and new.lower() not in taken:
                 taken.add(new.lower())
                 names[table.name, column.name] = new
     return names
@@ -99,10 +102,10 @@ def version(database: Database, number: int) -> Database:
     if not path.exists():
         _make(database, names, path)
     tables = {name: _renamed(table, names) for name, table in database.tables.items()}
-    return Database(f"{database.name}~{number}", path, tables)
+    return Database(database.name, path, tables)
 
 
-def _make(database: Database, names: dict[str, str], path: Path) -> None:
+def _make(database: Database, names: Names, path: Path) -> None:
     handle, made = tempfile.mkstemp(suffix=".sqlite", dir=path.parent)
     os.close(handle)
     try:
