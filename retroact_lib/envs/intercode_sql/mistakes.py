@@ -82,22 +82,29 @@ def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
     )
 
 
-def _other_table(query: Query, rng: random.Random) -> Mistake | None:
-    """A table that exists but is not the one asked about."""
-    if len(query.tables) != 1 or len(query.schema) < 2:
-        return None
-    name = query.tables[0]
-    columns = {c.name.lower() for c in query.tree.find_all(exp.Column)}
-    others = [t for t in query.schema if t != name and columns <= {c.lower() for c in query.columns(t)}]
+def _asked_of(query: Query, others: list[str], rng: random.Random) -> tuple[str, str] | None:
+    """The query asked of another table, one of `others`: (the table, the SQL); None if there is none."""
     if not others:
         return None
     tree, _ = query.copy()
     other = rng.choice(others)
     for node in tree.find_all(exp.Table):
         node.set("this", exp.to_identifier(other))
+    return other, render(tree)
+
+
+def _other_table(query: Query, rng: random.Random) -> Mistake | None:
+    """A table that exists and has the columns, but is not the one asked about."""
+    if len(query.tables) != 1:
+        return None
+    (name,), asked = query.tables, {column.lower() for column in query.names()}
+    others = [t for t in query.schema if t != name and asked <= {c.lower() for c in query.columns(t)}]
+    if not (found := _asked_of(query, others, rng)):
+        return None
+    other, sql = found
     return Mistake(
         "other_table",
-        render(tree),
+        sql,
         f"queried {other}, but the question is about {name}",
         f"use the table {name} instead of {other}",
     )
@@ -105,20 +112,16 @@ def _other_table(query: Query, rng: random.Random) -> Mistake | None:
 
 def _looked_elsewhere(query: Query, rng: random.Random) -> Mistake | None:
     """Another table that is there, but does not have the columns that the question asks about."""
-    columns = {c.name.lower() for c in query.tree.find_all(exp.Column)}
-    if len(query.tables) != 1 or not columns:
+    if len(query.tables) != 1 or not query.names():
         return None
-    (name,) = query.tables
-    others = [t for t in query.schema if t != name and not columns & {c.lower() for c in query.columns(t)}]
-    if not others:
+    (name,), asked = query.tables, {column.lower() for column in query.names()}
+    others = [t for t in query.schema if t != name and not asked & {c.lower() for c in query.columns(t)}]
+    if not (found := _asked_of(query, others, rng)):
         return None
-    tree, _ = query.copy()
-    other = rng.choice(others)
-    for node in tree.find_all(exp.Table):
-        node.set("this", exp.to_identifier(other))
+    other, sql = found
     return Mistake(
         "looked_elsewhere",
-        render(tree),
+        sql,
         f"looked at {other}, which does not have what the question asks about",
         f"look at the columns of {name}",
         LOOK,
