@@ -340,22 +340,8 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(
-            environments,
-            arms,
-            families,
-            gains,
-            against,
-            pairs,
-            choice,
-            tried,
-            why,
-            solved,
-            training,
-            sizes,
-            learning,
-            raw,
-        ),
+        *(environments, arms, families, gains, against, pairs, choice, tried, why, solved),
+        *(training, sizes, learning, raw),
         *(earlier, earlier_arms),
     )
 }

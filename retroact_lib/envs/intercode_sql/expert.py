@@ -115,7 +115,7 @@ class _SQLSession(Session):
         did = slip.did if slip else "gave an answer that the evaluator did not accept"
         plan = slip.plan if slip else self.say(_UNEXPLAINED, w=wanted(self.query.select))
         templates = _REFLECTIONS if submitted else _REFLECTIONS[:2]  # the others speak of submitting
-        return self.say(templates, did=short(did, 19), plan=short(plan, 15))
+        return self.say(templates, did=_short(did, 19), plan=_short(plan, 15))
 
     def say(self, templates: tuple[str, ...], **words: str) -> str:
         return self.rng.choice(templates).format(**words)
@@ -188,7 +188,7 @@ class _Attempt:
     def _explore(self, tables: list[str]) -> Steps:
         """List the tables, look at those that matter; as much as leaves two steps for query and submit."""
         skip = bool(tables) and all(_names(self.reflections[-1:], t) for t in tables) and self.of.rng.random() < 0.3
-        words = {"tables": listed(tables), "plan": short(self.before.plan, 12) if self.before else ""}
+        words = {"tables": listed(tables), "plan": _short(self.before.plan, 12) if self.before else ""}
         todo = [] if skip else [(self.say(_RECALL if self.before else _LOOK, **words), "execute[SHOW TABLES]")]
         for i, table in enumerate(tables):
             templates = _NEXT if i else _SKIP if skip else self._first()
@@ -325,7 +325,7 @@ class _Attempt:
         rows, what = rows_of(seen), wanted(_parsed(sql, self.query).select)
         if not rows:
             return self.say(_EMPTY_GOLD)
-        first = short(", ".join(map(str, rows[0])), 8)
+        first = _short(", ".join(map(str, rows[0])), 8)
         return self.say(_ROWS if len(rows) > 1 else _VALUE, w=what, v=first)
 
 
@@ -356,7 +356,7 @@ def _names(texts: list[str], table: str) -> bool:
     return any(re.search(rf"\b{re.escape(table)}\b", text, re.IGNORECASE) for text in texts)
 
 
-def short(text: str, words: int) -> str:
+def _short(text: str, words: int) -> str:
     """The first `words` words, not ending in a comma or a small connecting word."""
     parts = text.split()
     if len(parts) > words:
