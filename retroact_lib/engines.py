@@ -126,7 +126,11 @@ def _serving(policy: Policy, adapter: str, temperature: float, how: RolloutConfi
     draws = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
     pages = how.num_parallel * -(-(how.max_context + PAGE) // PAGE)
     batching = ContinuousBatchingConfig(
-        page_size=PAGE, num_blocks=pages, max_requests_per_batch=how.num_parallel, max_batch_tokens=4096
+        page_size=PAGE,
+        num_blocks=pages,
+        max_requests_per_batch=how.num_parallel,
+        max_batch_tokens=1024,  # its mask has a row for each of them and a column for each token of the pages
+        max_memory_percent=0.9,
     )
     with policy.decoding(adapter), policy.plain_attention(), torch.inference_mode(False):  # it has its own thread
         with policy.causal_lm.continuous_batching_context_manager(

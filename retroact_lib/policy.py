@@ -12,7 +12,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -323,12 +323,17 @@ class Policy:
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:
-        """Inside, attention is transformers' own (which knows no layouts, so `log_probs` has nothing to go by)."""
-        self.causal_lm.set_attn_implementation("sdpa" if self.causal_lm._supports_sdpa else "eager")
-        try:
+        """Inside, attention is transformers' own (which knows no layouts, so `log_probs` has nothing to go by).
+
+        It wants queries, keys and values of one data type, so the linear layers answer in the residual stream's.
+        """
+        outer = self.causal_lm.dtype
+        with ExitStack() as back:
+            for layer in self.linear_layers():
+                back.callback(layer.register_forward_hook(lambda _, given, answer: answer.to(outer)).remove)
+            back.callback(self.causal_lm.set_attn_implementation, attention.NAME)
+            self.causal_lm.set_attn_implementation("sdpa" if self.causal_lm._supports_sdpa else "eager")
             yield
-        finally:
-            self.causal_lm.set_attn_implementation(attention.NAME)
 
     def _merged_layers(self, adapter: str) -> dict[torch.nn.Module, MergedLinear]:
         """The linear layers and their dense stand-ins, made anew when the adapter has changed."""

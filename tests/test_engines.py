@@ -56,6 +56,16 @@ def test_greedy_text_is_the_same(config, policy):
         assert [t.observation for t in theirs[i].trials[1].turns] == [t.observation for t in ours[i].trials[1].turns]
 
 
+def test_layers_that_compute_in_bfloat16(config):
+    """On a CPU the residual stream stays float32, and transformers' cache has its data type."""
+    half = config.change(compute_dtype="bfloat16")
+    policy = Policy.load(half.policy, seed=0)
+    awaken(policy)
+    found = played(half, policy, 0.0, "transformers")
+    assert sorted(found) == sorted(played(half, policy, 0.0, "native"))
+    assert all(turn.ids for trajectory in found.values() for trial in trajectory.trials for turn in trial.turns)
+
+
 def test_drawn_text_ends_where_it_should_and_is_scored(config, policy):
     found = played(config, policy, 1.0, "transformers")
     turns = [turn for trajectory in found.values() for trial in trajectory.trials for turn in trial.turns]
