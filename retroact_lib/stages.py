@@ -137,7 +137,7 @@ def imitation_runs(config: StudyConfig) -> list[Run]:
 
 
 def correct(config: StudyConfig, start: Run) -> Run:
-    """Trials on the `corrected` tasks that the policy of `start` began and the expert ended, from an error on.
+    """Trials on the `corrected` tasks that the policy of `start` began and the expert ended (`experts.corrections`).
 
     This is one round of DAgger (Ross et al. 2011): the expert shows what to do where the policy itself gets to.
     """

@@ -23,7 +23,7 @@ from retroact_lib.config import load_config
 from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.intercode_sql import expert
 from retroact_lib.envs.intercode_sql.env import InterCodeSQL
-from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert
+from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert, _Attempt
 from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
 from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
 from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE, SYNTAX, TABLE, problem, rows_of
@@ -240,7 +240,7 @@ def thoughts(trial) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "sql", "mode", "looks", "thought"),
     [
-        ("max", "SELECT MAX(years) FROM singer", "query", [], "There is no column years there, but singer has Age."),
+        ("max", "SELECT MAX(years) FROM singer", "query", [], "but singer has Age. In place of years I write Age."),
         (
             "max",
             "SELECT MAX(Age) FROM singers",
@@ -373,6 +373,48 @@ def test_an_expert_ends_what_somebody_else_began(toy):
     assert thoughts(trial)[3].startswith("There is no column years there, but singer has Age.")
 
 
+def test_a_query_that_was_wrong_elsewhere_too_is_planned_anew(toy):
+    """Where only the column's name was wrong, no plan follows."""
+    task = next(task for task in TASKS if task.family == "max")
+    for sql, planned in (("SELECT MAX(years) FROM singer", False), ("SELECT MIN(years) FROM singer", True)):
+        turns = begun(("So.", "execute[DESC singer]"), ("So.", f"execute[{sql}]"))
+        (trial,) = ScriptedSQLExpert().correct(toy, task, turns).trials
+        thought = thoughts(trial)[2]
+        assert thought.startswith("There is no column years there, but singer has Age.") and trial.success
+        assert ("need the highest Age from singer" in thought or "query: the highest Age" in thought) == planned
+        assert ("In place of years I write Age." in thought) != planned
+
+
+def test_a_right_query_is_not_run_again(toy):
+    task = next(task for task in TASKS if task.family == "max")
+    turns = begun(("So.", "execute[DESC singer]"), ("So.", f"execute[{task.meta['gold']}]"))
+    (trial,) = ScriptedSQLExpert().correct(toy, task, turns, max_repeats=2).trials
+    assert [turn.action for turn in trial.turns[2:]] == ["submit"] and trial.success
+
+
+@pytest.mark.parametrize(
+    ("gold", "sql", "name", "meant"),
+    [
+        ("SELECT Name FROM t WHERE Average > (SELECT AVG(Average) FROM t)", None, "averages", "Average"),
+        ("SELECT Age FROM t ORDER BY Name", "SELECT Age FROM t ORDER BY t", "t", "Name"),
+        ("SELECT Name FROM t WHERE t = 3", "SELECT nam FROM t WHERE t = 3", "nam", "Name"),
+        (
+            "SELECT Name FROM t WHERE `Song name` = 'a'",
+            "SELECT Name FROM t WHERE song_name = 'a'",
+            "song_name",
+            "Song name",
+        ),
+        ("SELECT Age FROM t WHERE City = 'a'", "SELECT Years FROM t WHERE City = 'a'", "Years", "Age"),
+    ],
+)
+def test_which_column_a_wrong_name_stands_for(toy, gold, sql, name, meant):
+    """One that the query lacks, by the words of its name or those of the question."""
+    task = Task("t", "?", "f", {"db": "toy", "gold": gold, "words": {"Age": "years of life"}})
+    session = ScriptedSQLExpert().session(toy, task, random.Random(0), 0.0, 1, 8)
+    sql = sql or gold.replace("WHERE Average", "WHERE averages")
+    assert _Attempt(session, [], None)._meant(name, sql)[0] == meant
+
+
 def test_what_was_not_looked_at_is_looked_at(toy):
     turns = begun(("So.", "execute[SELECT Title FORM song]"))
     task = next(task for task in TASKS if task.family == "join")
@@ -381,7 +423,7 @@ def test_what_was_not_looked_at_is_looked_at(toy):
     assert trial.success and "failed" in thoughts(trial)[1]
 
 
-def test_corrections_begin_after_an_error(toy):
+def test_corrections_begin_where_a_trial_went_wrong(toy, monkeypatch):
     error = Turn(" So.\nAction 1: execute[x]\n", "execute[x]", "Error executing query: x")
     fine = Turn(" So.\nAction 1: execute[SHOW TABLES]\n", "execute[SHOW TABLES]", "[]")
     end = Turn(" So.\nAction 2: submit\n", "submit", "Error executing query: x")
@@ -391,15 +433,41 @@ def test_corrections_begin_after_an_error(toy):
             TASKS, ([error, end], [fine, end], [fine, error], [error, fine, error, end]), strict=False
         )
     ]
-    toy.is_error, toy.ends = (lambda text: text.startswith("Error")), (lambda action: action == "submit")
+    monkeypatch.setattr(toy, "is_error", lambda text: text.startswith("Error"), raising=False)
+    monkeypatch.setattr(toy, "ends", lambda action: action == "submit", raising=False)
     made = corrections(toy, TASKS, played, seed=1)
-    assert [t.task_id for t in made] == [TASKS[0].id, TASKS[3].id]  # nothing went wrong in one, nothing was left of one
+    # of one trial nothing is left before its last two turns, and one was over with its error
+    assert [t.task_id for t in made] == [TASKS[0].id, TASKS[3].id]
     assert all(t.trials[0].success for t in made) and made == corrections(toy, TASKS, played, seed=1)
     assert corrections(toy, TASKS, played, max_steps=2) == []
     with pytest.raises(ValueError, match="is over, so that nothing is left to correct"):
         ScriptedSQLExpert().correct(toy, TASKS[0], [error], max_steps=1)
     with pytest.raises(ValueError, match="_ChatSession cannot take over a trial"):
         ChatExpert("http://localhost", "m").correct(toy, TASKS[0], [error])
+
+
+def test_a_trial_that_failed_without_an_error_is_taken_over_before_its_last_two_turns(toy, monkeypatch):
+    monkeypatch.setattr(toy, "is_error", lambda text: text.startswith("Error"), raising=False)
+    monkeypatch.setattr(toy, "ends", lambda action: action == "submit", raising=False)
+    steps = [
+        ("I look.", "execute[SHOW TABLES]"),
+        ("I see.", "execute[DESC song]"),
+        ("So.", "execute[SELECT 1]"),
+        ("Yes.", "submit"),
+    ]
+    for success in (False, True):
+        trajectories = [
+            Trajectory(task.id, task.question, task.family, [Trial([], begun(*steps), 0.0, success)]) for task in TASKS
+        ]
+        made = [t.trials[0] for seed in range(4) for t in corrections(toy, TASKS, trajectories, seed=seed)]
+        assert len(made) == (0 if success else 4 * len(TASKS))
+        assert {sum(turn.slip for turn in trial.turns) for trial in made} == (set() if success else {1, 2})
+        assert all(trial.success for trial in made)
+    task = next(task for task in TASKS if task.family == "max")
+    (trial,) = ScriptedSQLExpert().correct(toy, task, begun(*steps[:2])).trials
+    assert thoughts(trial)[2].startswith("song has no age. I need singer.") and trial.success
+    (trial,) = ScriptedSQLExpert().correct(toy, task, begun(*steps[:1])).trials
+    assert thoughts(trial)[1].startswith("I need singer.") and trial.success
 
 
 # ------------------------------------------------------------------------------------------------- the SQL slips
@@ -446,6 +514,31 @@ def test_slips_that_do_not_apply_and_slips_to_avoid():
         assert MISTAKES[slip](query, random.Random(0)) is None
     assert draw_mistake(query, random.Random(0), avoid=list(MISTAKES)) is None
     assert all(draw_mistake(query, random.Random(i), avoid=["wrong_table"]).name != "wrong_table" for i in range(40))
+
+
+def test_a_made_up_column_is_named_by_the_words_of_the_question():
+    query = Query(
+        "SELECT AVG(Average) FROM stadium", {"stadium": [("Average", "int")]}, {"Average": "average attendance"}
+    )
+    made = {MISTAKES["guessed_column"](query, random.Random(seed)).sql[11:-14] for seed in range(40)}
+    assert made == {
+        "stadium_average",
+        "averages",
+        "average_attendance",
+        "Average_Attendance",
+        "AverageAttendance",
+        "averageAttendance",
+    }
+
+
+def test_a_name_without_its_backticks_is_a_slip_that_is_mended():
+    env = InterCodeSQL(versions=8)
+    for task in [task for task in env.tasks("train", 800) if "`" in task.meta["gold"]][:16]:
+        bare = task.meta["gold"].replace("`", "")
+        (trial,) = ScriptedSQLExpert().correct(env, task, begun(("So.", f"execute[{bare}]"))).trials
+        assert trial.success and env.is_error(trial.turns[0].observation)
+        said = " ".join(thoughts(trial))
+        assert "in backticks." in said, said
 
 
 def test_the_words_for_a_query():
@@ -498,7 +591,7 @@ def _slip(task, trajectory, env) -> str | None:
     """The name of the first slip, drawn again from the task's own seed."""
     rng = random.Random(draw_seed(0, task.id))
     rng.random()
-    mistake = draw_mistake(Query(task.meta["gold"], env.schema(task.meta["db"])), rng)
+    mistake = draw_mistake(Query(task.meta["gold"], env.schema(task.meta["db"]), task.meta["words"]), rng)
     return mistake.name if mistake else None
 
 
@@ -596,7 +689,8 @@ def test_the_rows_of_an_observation():
 @pytest.mark.parametrize("env_name", ["intercode_sql", "hotpotqa"])
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu"])
 def test_a_policy_may_write_as_much_as_the_expert_does(profile, env_name, default_checkpoint):
-    config = load_config(profile, env=env_name, il_tasks=40 if profile == "smoke" else 100, mistake_rate=1.0)
+    names = {"versions": 8} if env_name == "intercode_sql" else {}
+    config = load_config(profile, env=env_name, il_tasks=40 if profile == "smoke" else 100, mistake_rate=1.0, **names)
     tokenizer = AutoTokenizer.from_pretrained(default_checkpoint.path_or_hub_id)
     limits = {"max_steps": config.rollout.max_steps, "max_repeats": config.rollout.max_repeats}
     tasks = stages.task_sets(config)["il"]

@@ -19,7 +19,7 @@ from retroact_lib.envs.base import Task
 from retroact_lib.envs.intercode_sql import databases
 from retroact_lib.envs.intercode_sql.engine import MAX_STRING_BYTES, SqlError
 from retroact_lib.envs.intercode_sql.env import DATABASES, InterCodeSQL, kendall_tau, result_reward
-from retroact_lib.envs.intercode_sql.query import Query
+from retroact_lib.envs.intercode_sql.query import Query, quoted
 from retroact_lib.envs.intercode_sql.questions import FAMILIES, MAX_ANSWER_ROWS
 from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
 
@@ -556,6 +556,22 @@ def test_the_old_name_does_not_exist_in_a_version():
 )
 def test_a_query_is_translated_where_a_name_means_the_column(sql, wanted):
     assert translated(sql, {("singer", "Name"): "n", ("song", "Id"): "s"}) == wanted
+
+
+def test_names_with_spaces_and_brackets_stand_in_backticks():
+    names = {("song", "Sales"): "Sales (millions)", ("song", "Title"): "t"}
+    sql = "SELECT `Sales` FROM song WHERE Sales > 3 AND Title = 'Sales' ORDER BY `Title of it` ASC"
+    assert translated(sql, names) == (
+        "SELECT `Sales` FROM song WHERE `Sales (millions)` > 3 AND t = 'Sales' ORDER BY `Title of it` ASC"
+    )
+    made = {
+        name
+        for data in databases.load_databases().values()
+        for i in range(1, 9)
+        for name in new_names(data, i).values()
+    }
+    odd = {name for name in made if quoted(name) != name}
+    assert any(" " in name for name in odd) and any(name.endswith(")") for name in odd) and len(odd) < len(made) / 5
 
 
 def test_bad_arguments(env):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert
 from retroact_lib.progress import progress
-from retroact_lib.trajectories import Trajectory
+from retroact_lib.trajectories import Trajectory, Trial
 from retroact_lib.trials import draw_seed
 
 
@@ -60,24 +60,33 @@ def corrections(
     max_steps: int | None = None,
     max_repeats: int = 0,
 ) -> list[Trajectory]:
-    """The first trials of `trajectories` that read an error, cut after one of their errors and ended by the expert.
+    """The first trials of `trajectories` that went wrong, cut short and ended by the expert.
 
-    Which error it is, is drawn. A trial that an error ended, or that leaves the expert no two steps, has nothing to
-    correct. One that cannot be played again is left out with a warning. Raises KeyError for a trajectory whose task is
-    not among `tasks`.
+    A trial that read an error is cut after one of its errors. One that failed without an error is cut anywhere before
+    its last two turns. Where, is drawn. A trial is left out where no such turn leaves the expert two steps, or where
+    the expert fails too. One that cannot be played again is left out with a warning. Raises KeyError for a trajectory
+    whose task is not among `tasks`.
     """
     expert, by_id = expert or expert_for(env), {task.id: task for task in tasks}
     most = env.max_steps if max_steps is None else max_steps
     made = []
     for trajectory in progress(list(trajectories), "Corrections", "trial"):
-        task, turns = by_id[trajectory.task_id], trajectory.trials[0].turns
+        task, trial = by_id[trajectory.task_id], trajectory.trials[0]
         rng = random.Random(draw_seed(seed, task.id))
-        ends = [n for n, turn in enumerate(turns, 1) if env.is_error(turn.observation) and not env.ends(turn.action)]
-        ends = [n for n in ends if n < len(turns) and n + 2 <= most]
-        if ends:
-            left = turns[: rng.choice(ends)]
+        if ends := [n for n in _wrong_turns(env, trial) if n < len(trial.turns) and n + 2 <= most]:
+            left = trial.turns[: rng.choice(ends)]
             try:
-                made.append(expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats))
+                ended = expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats)
             except (ValueError, RuntimeError) as error:  # one trial that cannot be played again is no reason to stop
                 warnings.warn(f"A trial at task {task.id} is left uncorrected: {error}", stacklevel=2)
+                continue
+            if ended.trials[-1].success:
+                made.append(ended)
     return made
+
+
+def _wrong_turns(env: Env, trial: Trial) -> Sequence[int]:
+    """After how many turns somebody who knows better may take over: after errors, or else before the last two turns."""
+    turns = trial.turns
+    errors = [n for n, turn in enumerate(turns, 1) if env.is_error(turn.observation) and not env.ends(turn.action)]
+    return errors or ([] if trial.success else range(1, len(turns) - 1))

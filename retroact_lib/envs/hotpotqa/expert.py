@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
@@ -50,12 +50,12 @@ class ReaderExpert(Expert):
         for name in ("answer", "type", "supporting", "context"):
             if name not in task.meta:
                 raise ValueError(f"task {task.id} has no {name!r} in its meta, which the HotpotQA expert needs")
-        return _ReaderSession(task, rng, mistake_rate)
+        return _ReaderSession(task, rng, mistake_rate, env.is_error)
 
 
 class _ReaderSession(Session):
-    def __init__(self, task: Task, rng: random.Random, mistake_rate: float) -> None:
-        self.rng, self.question, self.answer = rng, task.question, task.meta["answer"]
+    def __init__(self, task: Task, rng: random.Random, mistake_rate: float, is_error: Callable[[str], bool]) -> None:
+        self.rng, self.question, self.answer, self.is_error = rng, task.question, task.meta["answer"], is_error
         self.pages = {title: [sentence.strip() for sentence in page] for title, page in task.meta["context"]}
         self.needed: dict[str, list[str]] = {}
         """Title -> the sentences of it that matter, in the order of reading."""
@@ -82,16 +82,21 @@ class _ReaderSession(Session):
         return self._careful(slip) if slip in ("", *MENDED) else getattr(self, f"_{slip}")()
 
     def take_over(self, turns: Sequence[Turn]) -> Steps:
-        """Say what the last step showed, read what has not been read, and answer."""
+        """Say which error the last step showed, read what has not been read, and answer."""
         seen, last = " ".join(turn.observation for turn in turns), turns[-1]
         known = [title for title, facts in self.needed.items() if facts and all(fact in seen for fact in facts)]
         self.read.update(fact for title in known for fact in self.needed[title])
-        said = last.observation.partition(". Similar:")[0].rstrip(".")
-        word = re.search(r"\[(.*)\]", last.action, re.S)
-        self.aside = f"{said} for {' '.join(word[1].split())}." if said.startswith("No ") and word else f"{said}."
-        left = [title for title in self.needed if title not in known]
+        opened: dict[str, str] = {}
+        """Title -> what the last step showed of that article."""
+        if self.is_error(last.observation):
+            said = last.observation.partition(". Similar:")[0].rstrip(".")
+            word = re.search(r"\[(.*)\]", last.action, re.S)
+            self.aside = f"{said} for {' '.join(word[1].split())}." if said.startswith("No ") and word else f"{said}."
+        elif found := re.fullmatch(r"Search\[(.*)\]", last.action.strip(), re.S | re.I):
+            opened[found[1]] = last.observation
+        left = sorted((title for title in self.needed if title not in known), key=lambda title: title not in opened)
         learnt = {title: _named(title, " ".join(self.needed[title])) for title in known}
-        fact = yield from self._read(left, learnt=learnt)
+        fact = yield from self._read(left, learnt=learnt, opened=opened)
         yield self._conclude(fact, self.answer)
 
     def reflect(self, trial: Trial) -> str:
@@ -109,16 +114,21 @@ class _ReaderSession(Session):
         yield self._conclude(fact, self.answer, self._other_side() if slip == "guessed" else "")
 
     def _read(
-        self, titles: list[str], slip: str = "", at: str = "", learnt: Mapping[str, str] | None = None
+        self,
+        titles: list[str],
+        slip: str = "",
+        at: str = "",
+        learnt: Mapping[str, str] | None = None,
+        opened: Mapping[str, str] | None = None,
     ) -> Generator[Move, str, str]:
         """Search for the articles in turn, with a slip before the one named `at`; returns what is `_known` then.
 
-        `learnt` is what other articles have told before, by title.
+        `learnt` is what other articles have told before, by title, and `opened` what shows of one that is open.
         """
         learnt = dict(learnt or {})
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
-            said, here, seen = self._noted(said), slip if title == at else "", ""
+            said, here, seen = self._noted(said), slip if title == at else "", (opened or {}).get(title, "")
             if here == "described":
                 said, seen = yield from self._described(said, title)
             elif here == "strayed":

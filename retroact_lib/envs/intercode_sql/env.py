@@ -57,6 +57,8 @@ DATABASES: dict[str, tuple[str, ...]] = {
 """Databases by split, none in two. The test databases are those of the 23 real questions; wta_1's tables are empty."""
 
 _EXECUTE = re.compile(r"execute\s*\[(.*)\]", re.I | re.S)
+_NAMES = re.compile(r"'[^']*'|`([^`]*)`|(\w+)")
+"""Texts in quotes, names in backticks, and words: the groups hold the names and the words."""
 _SUBMIT = re.compile(r"submit(?:\s*\[.*\])?\.?", re.I | re.S)
 _ERROR = "Error executing query: "
 _NO_SQL = _ERROR + "Your last `execute` action did not contain sql code"
@@ -239,7 +241,8 @@ class InterCodeSQL(Env):
                     for column in draft.columns
                     if any(column == name for name, _ in schema[table])
                 }
-                words = {column: spoken[column] for column in _used(gold)[1] if column in spoken}
+                named = (quoted or word for quoted, word in _NAMES.findall(gold))
+                words = {name: spoken[name] for name in dict.fromkeys(named) if name in spoken}
                 meta = {
                     "db": f"{db}~{drawn}" if drawn else db,
                     "gold": gold,

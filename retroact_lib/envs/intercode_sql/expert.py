@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Generator, Sequence
 
 from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, LOOK, REPEAT, Mistake, draw_mistake
-from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, name_words, wanted
+from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, name_words, normalise, quoted, wanted
 from retroact_lib.envs.intercode_sql.reading import (
     ABSENT,
     COLUMN,
@@ -78,15 +79,14 @@ class ScriptedSQLExpert(Expert):
         for name in ("db", "gold"):
             if not isinstance(task.meta.get(name), str):
                 raise ValueError(f"task {task.id} has no text {name!r} in its meta, which the SQL expert needs")
-        query = Query(task.meta["gold"], env.schema(task.meta["db"]))  # type: ignore[attr-defined]
+        schema, words = env.schema(task.meta["db"]), task.meta.get("words")  # type: ignore[attr-defined]
+        query = Query(task.meta["gold"], schema, words)
         return _SQLSession(task, query, rng, mistake_rate, max_steps)
 
 
 class _SQLSession(Session):
     def __init__(self, task: Task, query: Query, rng: random.Random, mistake_rate: float, max_steps: int) -> None:
         self.query, self.rng, self.max_steps = query, rng, max_steps
-        self.words: dict[str, str] = task.meta.get("words", {})
-        """Column -> what the question calls it, where that is known."""
         nouns = task.meta.get("nouns", {}).get(query.tables[0] if query.tables else "", ())
         self.noun = nouns[0] if any(noun.lower() in task.question.lower() for noun in nouns) else ""
         """What the question calls the rows of the first table, in the plural."""
@@ -133,6 +133,10 @@ class _Attempt:
         """The tables that SHOW TABLES showed."""
         self.columns: dict[str, list[str]] = {}
         """Table -> the columns that DESC showed."""
+        self.asked = False
+        """Whether a query has been run."""
+        self.instead = ""
+        """Which name the next query has in place of one that does not exist."""
 
     def steps(self) -> Steps:
         because = ""
@@ -148,20 +152,32 @@ class _Attempt:
 
     def go_on(self, last: Turn) -> Steps:
         """The steps after somebody else's."""
-        found = problem(last.observation, self.query)
-        because = (yield from self._look_again(found, _sql(last.action))) if found else ""
-        yield from self._answer(because)
+        found, sql = self._found(last), _sql(last.action)
+        if not found and normalise(sql).lower() == self.query.sql.lower():
+            yield from self._do(self._check(last.observation, sql), "submit")
+            return
+        because = (yield from self._look_again(found, sql)) if found else ""
+        yield from self._answer(because, plan=not found or not self._is_mended(found, sql))
 
-    def _answer(self, because: str) -> Steps:
-        """Look at what was not looked at, run the gold query, and submit."""
+    def _found(self, last: Turn) -> Problem | None:
+        """What a step showed to be wrong: an error, the wrong table's columns, a result that cannot be the answer."""
+        sql = _sql(last.action)
+        if is_error(last.observation) or _asks(sql):
+            return problem(last.observation, self.query)
+        columns = self.columns.get(_described(sql))
+        return absent(columns, self.query) if columns and _described(sql) not in self.tables else None
+
+    def _answer(self, because: str, plan: bool = False) -> Steps:
+        """Look at what was not looked at, run the gold query, and submit; say its `plan` after `because` too."""
         if not self.used:
             yield from self._explore(self.tables)
         because = yield from self._look_at_the_rest(because)
-        if because:
-            thought = self.say(_AFTER, because=because)
+        if because and self.asked and not plan:
+            thought = self.say(_AFTER, because=f"{because} {self.instead}".strip())
         else:
-            plan = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
-            thought = f"{self._links(self.query)} {plan}".strip()
+            links = self._links(self.query) if not (because and self.asked) else ""
+            planned = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
+            thought = " ".join(filter(None, (because, links, planned)))
         seen = yield from self._do(thought, f"execute[{self.query.sql}]")
         yield from self._do(self._check(seen, self.query.sql), "submit")
 
@@ -175,10 +191,11 @@ class _Attempt:
         """Remember a step and what it showed."""
         self.used += 1
         names, sql = [str(row[0]) for row in rows_of(seen) or []], _sql(action)
-        if re.fullmatch(r"show\s+tables", sql, re.I):
+        if _lists_tables(sql):
             self.listed = names
-        elif names and (described := re.fullmatch(r"desc(?:ribe)?\s+`?(\w+)`?", sql, re.I)):
-            self.columns[described[1].lower()] = names
+        elif names and (table := _described(sql)):
+            self.columns[table] = names
+        self.asked = self.asked or _asks(sql)
 
     def _left(self) -> int:
         return self.of.max_steps - self.used
@@ -205,7 +222,8 @@ class _Attempt:
         """Which column is meant by which words of the question: ``The average attendance is Average.``"""
         meant, used = self.query.names(), query.names()
         pairs = zip(meant, used, strict=True) if len(meant) == len(used) else ()
-        said = [f"the {self.of.words[column]} is {name}" for column, name in pairs if column in self.of.words]
+        words = self.query.words
+        said = [f"the {words[column]} is {quoted(name)}" for column, name in pairs if column in words]
         text = " and ".join(said[:2])
         return f"{text[:1].upper()}{text[1:]}." if text else ""
 
@@ -214,11 +232,12 @@ class _Attempt:
         if found.kind == TABLE:
             return (yield from self._find_table(found.words))
         if found.kind == COLUMN:
-            return (yield from self._find_column(found.words))
+            return (yield from self._find_column(found.words, sql))
         if found.kind == ABSENT:
             return (yield from self._look_at_the_rest(f"{_first_table(sql)} has no {found.words}."))
         if found.kind == SYNTAX:
-            return f"The syntax is wrong near {found.words}." if found.words else "The query breaks off at its end."
+            near = f"The syntax is wrong near {found.words}." if found.words else "The query breaks off at its end."
+            return f"{near} {self._bare(sql)}".strip()
         if found.kind == EMPTY:
             tried, keys = join_keys(_parsed(sql, self.query).select), join_keys(self.query.select)
             if keys and tried and tried != keys:
@@ -237,16 +256,27 @@ class _Attempt:
         said = yield from self._look_at_the_rest(said)
         return f"{said} I need {listed(self.tables)}." if said else ""
 
-    def _find_column(self, name: str) -> Generator[Move, str, str]:
-        """Look at the tables not seen yet; say which columns there are instead."""
+    def _find_column(self, name: str, sql: str) -> Generator[Move, str, str]:
+        """Look at the tables not seen yet; say which column there is instead."""
         said = yield from self._look_at_the_rest(f"There is no column {name}.")
-        column, table = self._meant(name)
+        if bare := self._bare(sql):
+            return f"{said} {bare}".strip()
+        column, table = self._meant(name, sql)
         if column not in self.columns.get(table, []):
             return said
-        if not said:
-            return f"{table} has {column}."
-        there = f"{table} has {column}" if column.lower() != name.lower() else f"{table} has it"
-        return f"{said.rstrip('.')} there, but {there}."
+        right, words = quoted(column), self.query.words.get(column)
+        if column.lower() == name.lower():
+            there = f"{table} has it"
+        else:
+            there = f"the {words} is {right} of {table}" if words else f"{table} has {right}"
+            self.instead = f"In place of {name} I write {right}."
+        return f"{said.rstrip('.')} there, but {there}." if said else f"I see that {there}."
+
+    def _bare(self, sql: str) -> str:
+        """Which name stands in `sql` without the backticks that it needs; '' if none does."""
+        odd = [name for name in self.query.names() if quoted(name) != name]
+        bare = next((name for name in odd if re.search(rf"(?<![\w`]){re.escape(name)}(?![\w`])", sql, re.I)), "")
+        return f"I have to write {quoted(bare)} in backticks." if bare else ""
 
     def _look_at_the_rest(self, said: str) -> Generator[Move, str, str]:
         """Look at the columns of the tables that matter, as far as two steps are left for query and submit.
@@ -261,12 +291,30 @@ class _Attempt:
                 said = ""
         return said
 
-    def _meant(self, name: str) -> tuple[str, str]:
-        """The gold query's column that is most like `name`, and its table."""
-        found = [(c.name, self.query.table_of(c) or "") for c in self.query.tree.find_all(exp.Column) if not c.is_star]
-        if not found:
+    def _meant(self, name: str, sql: str) -> tuple[str, str]:
+        """The gold column most like `name`, if possible one that `sql` lacks, and its table."""
+        columns = [c for c in self.query.tree.find_all(exp.Column, bfs=False) if not c.is_star]
+        if not columns:
             return "", self.tables[0] if self.tables else ""
-        return max(found, key=lambda pair: len({*name_words(pair[0])} & {*name_words(name)}))
+        gold, tried = _columns(self.query.sql, self.query), _columns(sql, self.query)
+        same = [c for c in columns if c.name.lower() == name.lower() and tried[name.lower()] <= gold[name.lower()]]
+        lacking = [c for c in columns if tried[c.name.lower()] < gold[c.name.lower()]]
+        like = _stems(name)
+        found = max(
+            same or lacking or columns,
+            key=lambda c: len(like & (_stems(c.name) | _stems(self.query.words.get(c.name, "")))),
+        )
+        return found.name, self.query.table_of(found) or ""
+
+    def _is_mended(self, found: Problem, sql: str) -> bool:
+        """Whether `sql` becomes the gold query with another column in place of one, or with its backticks."""
+        tried = normalise(sql).replace("`", "").lower()
+        if found.kind == COLUMN:
+            wrong, right = found.words.lower(), self._meant(found.words, sql)[0].lower()
+            tried = (
+                re.sub(rf"(?<!\w){re.escape(wrong)}(?!\w)", lambda _: right, tried) if not self._bare(sql) else tried
+            )
+        return tried == self.query.sql.replace("`", "").lower()
 
     def _find_value(self, words: str) -> Generator[Move, str, str]:
         """Look at the values of the column that holds what the question names."""
@@ -277,7 +325,7 @@ class _Attempt:
             return words
         column, value = tests[0].this, tests[0].expression.name
         name = column.sql("mysql").split(".")[-1]
-        look = f"SELECT DISTINCT {name} FROM {table if table.isidentifier() else f'`{table}`'} LIMIT 5"
+        look = f"SELECT DISTINCT {name} FROM {quoted(table)} LIMIT 5"
         thought = self.say(_VALUES_AFTER, problem=words, column=column.name)
         seen = yield from self._do(thought, f"execute[{look}]")
         values = [str(row[0]) for row in rows_of(seen) or []]
@@ -332,7 +380,7 @@ class _Attempt:
 def _parsed(sql: str, query: Query) -> Query:
     """A slip as a query; in its place the query that was meant, if the slip does not parse."""
     try:
-        return Query(sql, query.schema)
+        return Query(sql, query.schema, query.words)
     except ValueError:
         return query
 
@@ -345,15 +393,48 @@ def _sql(action: str) -> str:
 
 def _first_table(sql: str) -> str:
     found = re.search(r"\bFROM ([\w`]+)", sql)
-    return found[1].strip("`") if found else ""
+    return found[1].strip("`") if found else _described(sql)
+
+
+def _columns(sql: str, query: Query) -> Counter[str]:
+    """How often a query names each column, in lower case; of one that does not parse, each word."""
+    try:
+        names = [column.name for column in Query(sql, query.schema).tree.find_all(exp.Column)]
+    except ValueError:
+        names = re.findall(r"\w+", sql)
+    return Counter(name.lower() for name in names)
+
+
+def _stems(text: str) -> set[str]:
+    """The words of a name or a phrase, in the singular."""
+    return {word.rstrip("s") for word in name_words(text)}
+
+
+def _asks(sql: str) -> bool:
+    return re.match(r"\(?\s*(select|with)\b", sql, re.I) is not None
+
+
+def _lists_tables(sql: str) -> bool:
+    return re.fullmatch(r"show\s+(full\s+)?tables", sql, re.I) is not None
+
+
+def _described(sql: str) -> str:
+    """The table, in lower case, whose columns a statement shows; '' for any other statement."""
+    found = re.fullmatch(r"(?:desc|describe|explain|show\s+columns\s+from)\s+`?(\w+)`?", sql, re.I)
+    return found[1].lower() if found else ""
 
 
 def _desc(table: str) -> str:
-    return f"DESC {table}" if table.isidentifier() else f"DESC `{table}`"
+    return f"DESC {quoted(table)}"
 
 
 def _names(texts: list[str], table: str) -> bool:
-    return any(re.search(rf"\b{re.escape(table)}\b", text, re.IGNORECASE) for text in texts)
+    return any(_has(text, table) for text in texts)
+
+
+def _has(text: str, name: str) -> bool:
+    """Whether a name stands in a text, in whatever case."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _short(text: str, words: int) -> str:

@@ -7,6 +7,7 @@ query. Whether the wrong query really earns less is not decided here but by the 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,14 @@ from sqlglot import exp
 
 from retroact_lib.envs.base import listed
 from retroact_lib.envs.intercode_sql.query import (
+    SPELLINGS,
     Query,
     condition,
     joined_on,
+    name_words,
     outer_table,
     plain,
+    quoted,
     render,
     wanted,
     words_for,
@@ -161,7 +165,7 @@ def _wrong_column(query: Query, rng: random.Random) -> Mistake | None:
     if not others:
         return None
     wrong, right = rng.choice(others[:3]), column.name
-    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
     return Mistake(
         "wrong_column",
         render(tree),
@@ -171,7 +175,7 @@ def _wrong_column(query: Query, rng: random.Random) -> Mistake | None:
 
 
 def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mistake | None:
-    """A column name made up from the table's name, without looking at the table."""
+    """A column name made up from the question's words or the table's name, without looking at the table."""
     tree, select = query.copy()
     options = [c for c in select.find_all(exp.Column) if not c.is_star and query.table_of(c)]
     if not options:
@@ -183,8 +187,10 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
         f"{_singular(table.split('_')[-1].lower())}_{last}",
         last if last != right.lower() else _other_number(last),
     ]
+    if said := query.words.get(right):  # more often the question's words, taken for a name
+        guesses += [spelling(name_words(said)) for spelling in SPELLINGS]
     taken = {c.lower() for t in query.schema for c in query.columns(t)}
-    guesses = [g for g in guesses if g not in taken and g.isidentifier()]
+    guesses = [g for g in guesses if g.lower() not in taken and g.isidentifier()]
     if not guesses:
         return None
     guess = rng.choice(guesses)
@@ -192,7 +198,11 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
     name = "repeated_error" if mode == REPEAT else "guessed_column"
     ending = " and ran the same failing query again and again" if mode == REPEAT else ", which does not exist"
     return Mistake(
-        name, render(tree), f"made up a column {guess}{ending}", f"look at {table} with DESC and use {right}", mode
+        name,
+        render(tree),
+        f"made up a column {guess}{ending}",
+        f"look at {table} with DESC and use {quoted(right)}",
+        mode,
     )
 
 
@@ -212,7 +222,7 @@ def _elsewhere(query: Query, rng: random.Random) -> Mistake | None:
         return None
     column, value = rng.choice(found)
     right, wrong = column.name, rng.choice(query.siblings(column)[:3])
-    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
     return Mistake(
         "elsewhere",
         render(tree),
@@ -222,9 +232,15 @@ def _elsewhere(query: Query, rng: random.Random) -> Mistake | None:
 
 
 def _syntax(query: Query, rng: random.Random) -> Mistake | None:
-    """A query that does not parse: a quote or a bracket left open, a word left out, letters the wrong way round."""
+    """A query that does not parse: quotes, a bracket or a word left out, letters the wrong way round."""
     sql = query.sql
-    broken = [sql[:at] + sql[at + 1 :] for mark in ("'", ")") if (at := sql.rfind(mark)) > 0]
+    odd = [name for name in query.names() if re.search(r"[^\w]", name) and quoted(name) in sql]
+    if odd and rng.random() < 0.5:
+        name = rng.choice(odd)
+        did, plan = f"wrote {name} without backticks", f"write {quoted(name)} in backticks"
+        return Mistake("syntax", sql.replace(quoted(name), name), did, plan)
+    bare = re.sub("`[^`]*`", lambda name: "_" * len(name[0]), sql)
+    broken = [sql[:at] + sql[at + 1 :] for mark in ("'", ")") if (at := bare.rfind(mark)) > 0]
     broken += [sql.replace(word, short, 1) for word, short in _SHORTENED.items() if word in sql]
     return Mistake(
         "syntax",
@@ -410,7 +426,7 @@ def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
         return None
     column = rng.choice(found)
     wrong = rng.choice(query.siblings(column)[:3])
-    column.set("this", exp.to_identifier(wrong, quoted=not wrong.isidentifier()))
+    column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
     return Mistake(
         "wrong_join_key",
         render(tree),

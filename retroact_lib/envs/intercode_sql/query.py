@@ -14,6 +14,15 @@ from sqlglot import exp
 from retroact_lib.envs.base import listed
 
 _NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_PLAIN_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_RESERVED = {"show", "rank", "group", "groups", "order", "table", "key", "keys", "index", "condition", "match", "range"}
+SPELLINGS = (
+    lambda words: "_".join(words),
+    lambda words: "_".join(word.capitalize() for word in words),
+    lambda words: "".join(word.capitalize() for word in words),
+    lambda words: words[0] + "".join(word.capitalize() for word in words[1:]),
+)
+"""How databases write a name of several words."""
 Schema = Mapping[str, Sequence[tuple[str, str]]]
 """table -> [(column, type)], in the database's own spelling."""
 
@@ -24,16 +33,19 @@ def normalise(sql: str) -> str:
 
 
 class Query:
-    """A parsed gold query over a schema; raises ValueError if `sql` is not one SELECT (or a set operation)."""
+    """A parsed query over a schema; raises ValueError if `sql` is not one SELECT (or a set operation).
 
-    def __init__(self, sql: str, schema: Schema) -> None:
+    `words` says what the question calls the columns, as far as that is known.
+    """
+
+    def __init__(self, sql: str, schema: Schema, words: Mapping[str, str] | None = None) -> None:
         try:
             tree = sqlglot.parse_one(sql, read="mysql")
         except sqlglot.errors.SqlglotError as error:
             raise ValueError(f"cannot parse the gold SQL {sql!r}: {str(error).splitlines()[0]}") from None
         if not isinstance(tree, (exp.Select, exp.SetOperation)):
             raise ValueError(f"the gold SQL should be a SELECT, got {sql!r}")
-        self.sql, self.tree, self.schema = normalise(sql), tree, schema
+        self.sql, self.tree, self.schema, self.words = normalise(sql), tree, schema, words or {}
         spelling = {name.lower(): name for name in schema}
         found = [spelling.get(table.name.lower()) for table in tree.find_all(exp.Table, bfs=False)]
         self.tables: list[str] = list(dict.fromkeys(name for name in found if name))
@@ -93,6 +105,11 @@ def render(tree: exp.Expression) -> str:
 def name_words(name: str) -> list[str]:
     """The words of a column's name, in lower case: ``SongName``, ``song_name`` and ``Song_Name`` are song, name."""
     return [word.lower() for word in _NAME_WORD.findall(name)] or [name.lower()]
+
+
+def quoted(name: str) -> str:
+    """A table or column name as MySQL needs it: in backticks only where it must be."""
+    return name if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED else f"`{name}`"
 
 
 def plain(node: exp.Expression | None) -> str:

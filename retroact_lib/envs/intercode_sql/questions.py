@@ -17,6 +17,7 @@ from functools import cached_property
 
 from retroact_lib.envs.intercode_sql.databases import Table
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
+from retroact_lib.envs.intercode_sql.query import quoted
 from retroact_lib.envs.intercode_sql.words import LINKS, WORDS, Words, phrase, plural
 
 MAX_ANSWER_ROWS = 30
@@ -24,10 +25,8 @@ PER_FAMILY = 24
 """At most this many questions of a family from one database."""
 _VALUES_PER_COLUMN = 12
 _ID_LIKE = re.compile(r"(^|_)(id|uid|no|number|code)$|Id$|ID$|Code$", re.ASCII)
-_PLAIN_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SMALL_NUMBERS = {"grade", "age", "cylinders"}
 """Numbers that also make natural groups."""
-_RESERVED = {"show", "rank", "group", "groups", "order", "table", "key", "keys", "index", "condition", "match", "range"}
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 .,&/:-]{0,27}[A-Za-z0-9])?", re.ASCII)
 _MAX_DIGITS = 7
 _COMPARE = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
@@ -159,11 +158,6 @@ def _checked(engine: SqlDatabase, gold: str) -> list[Row] | None:
         raise ValueError(f"the generated query {gold!r} does not run: {error}.") from None
     complete = all(value is not None and value != "" for row in rows for value in row)
     return rows if complete and 1 <= len(rows) <= MAX_ANSWER_ROWS and rows != [(0,)] else None
-
-
-def quoted(name: str) -> str:
-    """A table or column name as MySQL needs it: in backticks only where it must be."""
-    return name if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED else f"`{name}`"
 
 
 def _named(column: str) -> bool:

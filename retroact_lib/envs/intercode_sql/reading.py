@@ -46,7 +46,7 @@ def problem(observation: str, asked: Query) -> Problem | None:
     if is_error(observation):
         for kind, pattern in _ERRORS.items():
             if found := pattern.search(observation):
-                return Problem(kind, " ".join(found[1].split()[:4]))
+                return Problem(kind, " ".join(found[1].split()[:4]) if kind == SYNTAX else found[1])
         return Problem(ERROR, f"The query failed: {_cause(observation)}.")
     rows = rows_of(observation)
     if rows is None:

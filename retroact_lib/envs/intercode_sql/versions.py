@@ -3,7 +3,8 @@
 There are nine training databases, so a policy may learn their column names by heart and write them where they do not
 exist. In versions a name has to be read from DESC, as in a database that is new. A version names columns by the words
 of questions or by those of their own names, whole or cut short, with or without the table's word before it, in one of
-four spellings. Keys have one name in all tables, where no other column has it.
+four spellings, and now and then with spaces or brackets, which SQL puts in backticks. Keys have one name in all tables,
+where no other column has it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,17 @@ import tempfile
 from pathlib import Path
 
 from retroact_lib.envs.intercode_sql.databases import Database, Table
-from retroact_lib.envs.intercode_sql.query import name_words
-from retroact_lib.envs.intercode_sql.questions import quoted
+from retroact_lib.envs.intercode_sql.query import SPELLINGS, name_words, quoted
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase
 from retroact_lib.files import digest_of
 
-_SPELLINGS = (
-    lambda words: "_".join(words),
-    lambda words: "_".join(word.capitalize() for word in words),
-    lambda words: "".join(word.capitalize() for word in words),
-    lambda words: words[0] + "".join(word.capitalize() for word in words[1:]),
-)
-_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED = 0.25, 0.5, 0.4, 0.3
+_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _ODD = 0.25, 0.5, 0.4, 0.3, 0.12
 """Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it; its long
-words are cut short."""
+words are cut short; its words are written with spaces, or the last of them in brackets."""
+_ODDLY = (
+    lambda words: " ".join(words).capitalize(),
+    lambda words: "_".join(words[:-1]).capitalize() + f"_({words[-1]})",
+)
 _RESERVED = {"desc", "char"}
 """Words cut short that MySQL keeps for itself."""
 _SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "qty", "amount": "amt", "year": "yr"}
@@ -46,7 +44,7 @@ def new_names(database: Database, number: int) -> Names:
     if not number:
         return {}
     rng = random.Random(f"{database.name}/{number}")
-    spelling = rng.choice(_SPELLINGS)
+    spelling = rng.choice(SPELLINGS)
     keys: dict[str, str] = {}
     names: Names = {}
     for table in database.tables.values():
@@ -57,8 +55,8 @@ def new_names(database: Database, number: int) -> Names:
             if is_key:
                 new = keys.setdefault(column.name, spelling(name_words(column.name)))
             keeps = not is_key and rng.random() < _KEPT
-            plain = quoted(column.name) == column.name and quoted(new) == new and new.lower() not in _RESERVED
-            if plain and not keeps and new.lower() not in taken:
+            usable = quoted(column.name) == column.name and new.lower() not in _RESERVED and not re.match(r"\d", new)
+            if usable and not keeps and new.lower() not in taken:
                 taken.add(new.lower())
                 names[table.name, column.name] = new
     return names
@@ -72,11 +70,14 @@ def _named(database: str, table: Table, column: str, spelling, rng: random.Rando
     if shortened:
         parts = [_SHORT.get(word, word[:4] if len(word) > 6 else word) for word in parts]
     noun = words.one.split()[-1].lower() if words else ""
-    return spelling([noun, *parts] if prefixed and noun and noun not in parts else parts)
+    if prefixed and noun and noun not in parts:
+        parts = [noun, *parts]
+    odd = rng.random() < _ODD and len(parts) > 1
+    return rng.choice(_ODDLY)(parts) if odd else spelling(parts)
 
 
 def translated(sql: str, names: Names) -> str:
-    """A generated query with the columns of `names` renamed; tables, aliases and quoted texts stay."""
+    """A generated query with the columns of `names` renamed; tables, aliases and what stands in quotes stay."""
     if nested := re.search(r"\((SELECT .*)\)", sql):
         outer = translated(f"{sql[: nested.start()]}\0{sql[nested.end() :]}", names)
         return outer.replace("\0", f"({translated(nested[1], names)})")
@@ -87,9 +88,11 @@ def translated(sql: str, names: Names) -> str:
         if quote or not word:
             return found[0]
         homes = [tables[alias]] if alias in tables else tables.values()
-        return (f"{alias}." if alias else "") + next((names[t, word] for t in homes if (t, word) in names), word)
+        named = next((quoted(names[t, word]) for t in homes if (t, word) in names), word)
+        return f"{alias}.{named}" if alias else named
 
-    return re.sub(r"('[^']*'|(?:FROM|JOIN)\s+\S+(?: AS \w+)?)|(?:(\w+)\.)?(\b[A-Za-z_]\w*)", new, sql)
+    kept = r"'[^']*'|`[^`]*`|(?:FROM|JOIN)\s+\S+(?: AS \w+)?"
+    return re.sub(rf"({kept})|(?:(\w+)\.)?(\b[A-Za-z_]\w*)", new, sql)
 
 
 def version(database: Database, number: int) -> Database:
