@@ -21,7 +21,7 @@ from retroact_lib.envs.intercode_sql.engine import MAX_STRING_BYTES, SqlError
 from retroact_lib.envs.intercode_sql.env import DATABASES, InterCodeSQL, kendall_tau, result_reward
 from retroact_lib.envs.intercode_sql.query import Query, quoted
 from retroact_lib.envs.intercode_sql.questions import FAMILIES, MAX_ANSWER_ROWS
-from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
+from retroact_lib.envs.intercode_sql.versions import Names, new_names, translated, version
 
 ERROR = "Error executing query: "
 DENIED = "command denied to user 'agent'@'localhost'"
@@ -531,12 +531,12 @@ def test_a_version_has_the_same_questions_and_rows_under_other_names(env):
 def test_the_old_name_does_not_exist_in_a_version():
     database = databases.load_databases()["singer"]
     names = new_names(database, 1)
-    (table, old), new = next(iter(names.items()))
-    env = InterCodeSQL()
-    assert env.execute("singer~1", f"SELECT {new} FROM {table}") == env.execute("singer", f"SELECT {old} FROM {table}")
+    (table, old), new = next(iter(names.columns.items()))
+    env, there = InterCodeSQL(), names.table(table)
+    assert env.execute("singer~1", f"SELECT {new} FROM {there}") == env.execute("singer", f"SELECT {old} FROM {table}")
     with pytest.raises(SqlError, match=f"Unknown column '{old}' in 'field list'"):
-        env.execute("singer~1", f"SELECT {old} FROM {table}")
-    assert [row[0] for row in env.execute("singer~1", f"DESC {table}")].count(new) == 1
+        env.execute("singer~1", f"SELECT {old} FROM {there}")
+    assert [row[0] for row in env.execute("singer~1", f"DESC {there}")].count(new) == 1
     assert version(database, 0) is database and names == new_names(database, 1) != new_names(database, 2)
 
 
@@ -555,11 +555,23 @@ def test_the_old_name_does_not_exist_in_a_version():
     ],
 )
 def test_a_query_is_translated_where_a_name_means_the_column(sql, wanted):
-    assert translated(sql, {("singer", "Name"): "n", ("song", "Id"): "s"}) == wanted
+    assert translated(sql, Names(columns={("singer", "Name"): "n", ("song", "Id"): "s"})) == wanted
+
+
+def test_a_query_is_asked_of_the_tables_of_a_version():
+    names = Names({"singer": "singers", "song": "song_list"}, {("song", "Title"): "t"})
+    sql = "SELECT T1.Name, song.Title FROM singer AS T1 JOIN song ON T1.Id = song.Id WHERE T1.Name = 'singer'"
+    assert translated(sql, names) == (
+        "SELECT T1.Name, song_list.t FROM singers AS T1 JOIN song_list ON T1.Id = song_list.Id WHERE T1.Name = 'singer'"
+    )
+    renamed = {
+        data.name: [new_names(data, i).tables for i in range(1, 9)] for data in databases.load_databases().values()
+    }
+    assert all(len({name for tables in found for name in tables.values()}) > 2 for found in renamed.values())
 
 
 def test_names_with_spaces_and_brackets_stand_in_backticks():
-    names = {("song", "Sales"): "Sales (millions)", ("song", "Title"): "t"}
+    names = Names(columns={("song", "Sales"): "Sales (millions)", ("song", "Title"): "t"})
     sql = "SELECT `Sales` FROM song WHERE Sales > 3 AND Title = 'Sales' ORDER BY `Title of it` ASC"
     assert translated(sql, names) == (
         "SELECT `Sales` FROM song WHERE `Sales (millions)` > 3 AND t = 'Sales' ORDER BY `Title of it` ASC"
@@ -568,7 +580,7 @@ def test_names_with_spaces_and_brackets_stand_in_backticks():
         name
         for data in databases.load_databases().values()
         for i in range(1, 9)
-        for name in new_names(data, i).values()
+        for name in new_names(data, i).columns.values()
     }
     odd = {name for name in made if quoted(name) != name}
     assert any(" " in name for name in odd) and any(name.endswith(")") for name in odd) and len(odd) < len(made) / 5

@@ -16,7 +16,7 @@ class Options:
     official: str = "unseen"
     """Official questions: those whose database neither training nor validation has (``unseen``), or ``all``."""
     versions: int = 0
-    """Training questions are set in so many versions of their databases, in which columns go by other names."""
+    """Training questions are set in so many versions of their databases, whose tables and columns have other names."""
 
     def __post_init__(self):
         known = ("mysql", "compact", "names")

@@ -78,7 +78,7 @@ class InterCodeSQL(Env):
         official: which of these questions there are: those whose database neither training nor validation has
             ("unseen"), or all.
         versions: the training questions are set in so many versions of their databases beside the original, in which
-            columns go by other names (`versions`); 0 is the originals alone.
+            tables and columns go by other names (`versions`); 0 is the originals alone.
 
     Raises FileNotFoundError if the databases are not installed, ValueError for a bad argument.
     """
@@ -236,7 +236,7 @@ class InterCodeSQL(Env):
                 names = versions[drawn]
                 gold = translated(draft.gold, names)
                 spoken = {
-                    names.get((table, column), column): phrase(WORDS[db][table], column)
+                    names.column(table, column): phrase(WORDS[db][table], column)
                     for table in reversed(draft.tables)
                     for column in draft.columns
                     if any(column == name for name, _ in schema[table])
@@ -246,10 +246,10 @@ class InterCodeSQL(Env):
                 meta = {
                     "db": f"{db}~{drawn}" if drawn else db,
                     "gold": gold,
-                    "tables": list(draft.tables),
+                    "tables": [names.table(table) for table in draft.tables],
                     "columns": list(words),
                     "words": words,
-                    "nouns": {table: [WORDS[db][table].many, WORDS[db][table].one] for table in draft.tables},
+                    "nouns": {names.table(t): [WORDS[db][t].many, WORDS[db][t].one] for t in draft.tables},
                 }
                 tasks.append(Task(f"{task_id}~{drawn}" if drawn else task_id, question, family, meta))
                 self._golds[meta["db"], meta["gold"]] = rows

@@ -1,9 +1,10 @@
-"""Versions of the training databases: the same rows, with columns that go by other names.
+"""Versions of the training databases: the same rows, in tables and columns that go by other names.
 
-There are nine training databases, so a policy may learn their column names by heart and write them where they do not
-exist. In versions a name has to be read from DESC, as in a database that is new. A version names columns by the words
-of questions or by those of their own names, whole or cut short, with or without the table's word before it, in one of
-four spellings, and now and then with spaces or brackets, which SQL puts in backticks. Keys have one name in all tables,
+There are nine training databases, so a policy may learn their names by heart and write them where they do not exist. In
+versions a name has to be read from SHOW TABLES and DESC, as in a database that is new. Tables and columns are named by
+the words of questions or by those of their own names. A table's name is singular or plural, perhaps with a word like
+``data`` behind it. A column's is whole or cut short, with or without the table's word before it, in one of four
+spellings, and now and then with spaces or brackets, which SQL puts in backticks. Keys have one name in all tables,
 where no other column has it.
 """
 
@@ -15,11 +16,12 @@ import random
 import re
 import sqlite3
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from retroact_lib.envs.intercode_sql.databases import Database, Table
 from retroact_lib.envs.intercode_sql.query import SPELLINGS, name_words, quoted
-from retroact_lib.envs.intercode_sql.words import WORDS, phrase
+from retroact_lib.envs.intercode_sql.words import WORDS, phrase, plural
 from retroact_lib.files import digest_of
 
 _KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _ODD = 0.25, 0.5, 0.4, 0.3, 0.12
@@ -35,18 +37,35 @@ _SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "q
 """Words that databases write in a way of their own; others of more than six letters are cut after four."""
 
 
-Names = dict[tuple[str, str], str]
-"""(table, column) -> the column's name in a version, of those that change."""
+_LIST = ("data", "list", "info")
+"""Words that some databases put behind a table's name."""
+_TABLE_KEPT, _LISTED = 0.3, 0.15
+"""Chances: a table keeps its name; such a word stands behind it."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in a version, of those that change."""
+
+    tables: dict[str, str] = field(default_factory=dict)
+    columns: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(table, column), by their own names -> the column's name in the version."""
+
+    def table(self, name: str) -> str:
+        return self.tables.get(name, name)
+
+    def column(self, table: str, name: str) -> str:
+        return self.columns.get((table, name), name)
 
 
 def new_names(database: Database, number: int) -> Names:
     """The names of version `number`. Version 0 is the database itself."""
     if not number:
-        return {}
+        return Names()
     rng = random.Random(f"{database.name}/{number}")
     spelling = rng.choice(SPELLINGS)
     keys: dict[str, str] = {}
-    names: Names = {}
+    names = Names()
     for table in database.tables.values():
         taken = {column.name.lower() for column in table.columns}
         for column in table.columns:
@@ -58,8 +77,24 @@ def new_names(database: Database, number: int) -> Names:
             usable = quoted(column.name) == column.name and new.lower() not in _RESERVED and not re.match(r"\d", new)
             if usable and not keeps and new.lower() not in taken:
                 taken.add(new.lower())
-                names[table.name, column.name] = new
+                names.columns[table.name, column.name] = new
+    taken = {name.lower() for name in database.tables}
+    for table in database.tables:
+        new = _table_named(database.name, table, rng)
+        if rng.random() >= _TABLE_KEPT and quoted(new) == new and new not in taken | _RESERVED:
+            taken.add(new)
+            names.tables[table] = new
     return names
+
+
+def _table_named(database: str, table: str, rng: random.Random) -> str:
+    """A name for a table, in lower case: the words of questions, or its own with the number turned round."""
+    words = WORDS.get(database, {}).get(table)
+    options = [words.one, words.many] if words else [table, plural(table)]
+    parts = name_words(rng.choice(options))
+    if rng.random() < _LISTED:
+        parts.append(rng.choice(_LIST))
+    return rng.choice(("_", "_", "")).join(parts)
 
 
 def _named(database: str, table: Table, column: str, spelling, rng: random.Random) -> str:
@@ -77,35 +112,37 @@ def _named(database: str, table: Table, column: str, spelling, rng: random.Rando
 
 
 def translated(sql: str, names: Names) -> str:
-    """A generated query with the columns of `names` renamed; tables, aliases and what stands in quotes stay."""
+    """A generated query with the names of a version; aliases and what stands in quotes stay."""
     if nested := re.search(r"\((SELECT .*)\)", sql):
         outer = translated(f"{sql[: nested.start()]}\0{sql[nested.end() :]}", names)
         return outer.replace("\0", f"({translated(nested[1], names)})")
     tables = {alias or name: name for name, alias in re.findall(r"(?:FROM|JOIN) (\S+)(?: AS (\w+))?", sql)}
 
     def new(found: re.Match) -> str:
-        quote, alias, word = found.groups()
-        if quote or not word:
-            return found[0]
-        homes = [tables[alias]] if alias in tables else tables.values()
-        named = next((quoted(names[t, word]) for t in homes if (t, word) in names), word)
-        return f"{alias}.{named}" if alias else named
+        text, before, table, of, word = found.groups()
+        if text:
+            return text
+        if table:
+            return before + names.table(table)
+        homes = [tables[of]] if of in tables else tables.values()
+        named = next((quoted(names.columns[t, word]) for t in homes if (t, word) in names.columns), word)
+        return f"{names.table(of)}.{named}" if of else named
 
-    kept = r"'[^']*'|`[^`]*`|(?:FROM|JOIN)\s+\S+(?: AS \w+)?"
-    return re.sub(rf"({kept})|(?:(\w+)\.)?(\b[A-Za-z_]\w*)", new, sql)
+    texts = r"'[^']*'|`[^`]*`"
+    return re.sub(rf"({texts})|((?:FROM|JOIN)\s+)(\S+)|(?:(\w+)\.)?(\b[A-Za-z_]\w*)", new, sql)
 
 
 def version(database: Database, number: int) -> Database:
     """Version `number` of a database, made in the cache when it is first asked for."""
     names = new_names(database, number)
-    if not names:
+    if names == Names():
         return database
-    digest = digest_of([[*column, new] for column, new in names.items()])
+    digest = digest_of([[*column, new] for column, new in names.columns.items()] + [*names.tables.items()])
     path = database.path.with_name(f"{database.path.stem}~{digest[:12]}.sqlite")
     if not path.exists():
         _make(database, names, path)
-    tables = {name: _renamed(table, names) for name, table in database.tables.items()}
-    return Database(database.name, path, tables)
+    tables = [_renamed(table, names) for table in database.tables.values()]
+    return Database(database.name, path, {table.name: table for table in tables})
 
 
 def _make(database: Database, names: Names, path: Path) -> None:
@@ -114,10 +151,10 @@ def _make(database: Database, names: Names, path: Path) -> None:
     try:
         Path(made).write_bytes(database.path.read_bytes())
         connection = sqlite3.connect(made)
-        for table in database.tables.values():
-            for column in table.columns:
-                if new := names.get((table.name, column.name)):
-                    connection.execute(f'ALTER TABLE "{table.name}" RENAME COLUMN "{column.name}" TO "{new}"')
+        for (table, column), new in names.columns.items():
+            connection.execute(f'ALTER TABLE "{table}" RENAME COLUMN "{column}" TO "{new}"')
+        for table, new in names.tables.items():
+            connection.execute(f'ALTER TABLE "{table}" RENAME TO "{new}"')
         connection.commit()
         connection.close()
         os.replace(made, path)
@@ -126,12 +163,12 @@ def _make(database: Database, names: Names, path: Path) -> None:
 
 
 def _renamed(table: Table, names: Names) -> Table:
-    def new(column: str, of: str = table.name) -> str:
-        return names.get((of, column), column)
-
     return Table(
-        table.name,
-        [dataclasses.replace(column, name=new(column.name)) for column in table.columns],
-        [new(column) for column in table.primary_key],
-        [(new(column), other, new(key, other)) for column, other, key in table.foreign_keys],
+        names.table(table.name),
+        [dataclasses.replace(column, name=names.column(table.name, column.name)) for column in table.columns],
+        [names.column(table.name, column) for column in table.primary_key],
+        [
+            (names.column(table.name, column), names.table(other), names.column(other, key))
+            for column, other, key in table.foreign_keys
+        ],
     )
