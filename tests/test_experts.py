@@ -25,7 +25,7 @@ from retroact_lib.envs.intercode_sql import expert
 from retroact_lib.envs.intercode_sql.env import InterCodeSQL
 from retroact_lib.envs.intercode_sql.expert import ScriptedSQLExpert, _Attempt
 from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mistake
-from retroact_lib.envs.intercode_sql.query import Query, describe, normalise
+from retroact_lib.envs.intercode_sql.query import Query, clauses, describe, normalise
 from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE, SYNTAX, TABLE, problem, rows_of
 from retroact_lib.experts import corrections, expert_for, expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
@@ -240,7 +240,7 @@ def thoughts(trial) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "sql", "mode", "looks", "thought"),
     [
-        ("max", "SELECT MAX(years) FROM singer", "query", [], "but singer has Age. In place of years I write Age."),
+        ("max", "SELECT MAX(years) FROM singer", "query", [], "but singer has Age. I write SELECT MAX(Age)."),
         (
             "max",
             "SELECT MAX(Age) FROM singers",
@@ -382,7 +382,7 @@ def test_a_query_that_was_wrong_elsewhere_too_is_planned_anew(toy):
         thought = thoughts(trial)[2]
         assert thought.startswith("There is no column years there, but singer has Age.") and trial.success
         assert ("need the highest Age from singer" in thought or "query: the highest Age" in thought) == planned
-        assert ("In place of years I write Age." in thought) != planned
+        assert ("I write SELECT MAX(Age)." in thought) != planned
 
 
 def test_a_right_query_is_not_run_again(toy):
@@ -539,6 +539,31 @@ def test_a_name_without_its_backticks_is_a_slip_that_is_mended():
         assert trial.success and env.is_error(trial.turns[0].observation)
         said = " ".join(thoughts(trial))
         assert "in backticks." in said, said
+
+
+def test_a_text_without_its_quotes_is_a_slip_that_is_mended():
+    env = InterCodeSQL()
+    said = set()
+    for task in env.tasks("train", 400):
+        query = Query(task.meta["gold"], env.schema(task.meta["db"]))
+        if slip := MISTAKES["unquoted_value"](query, random.Random(0)):
+            (trial,) = ScriptedSQLExpert().correct(env, task, begun(("So.", f"execute[{slip.sql}]"))).trials
+            if env.is_error(trial.turns[0].observation):  # a bare name may be one that the database knows
+                text = slip.did.removeprefix("wrote the value ").removesuffix(" without quotes")
+                said.add(f"{text} is a value, so I have to write '{text}' in quotes." in " ".join(thoughts(trial)))
+                assert trial.success
+    assert said == {True}
+
+
+def test_the_pieces_of_a_query():
+    sql = "SELECT Name, Age FROM singer WHERE Age > (SELECT AVG(Age) FROM singer) AND Country = 'X AND Y' ORDER BY Age"
+    assert clauses(sql) == [
+        "SELECT Name, Age",
+        "FROM singer",
+        "SELECT AVG(Age)",
+        "AND Country = 'X AND Y'",
+        "ORDER BY Age",
+    ]
 
 
 def test_the_words_for_a_query():

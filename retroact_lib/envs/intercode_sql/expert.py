@@ -11,7 +11,16 @@ from sqlglot import exp
 
 from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, LOOK, REPEAT, Mistake, draw_mistake
-from retroact_lib.envs.intercode_sql.query import Query, describe, join_keys, name_words, normalise, quoted, wanted
+from retroact_lib.envs.intercode_sql.query import (
+    Query,
+    clauses,
+    describe,
+    join_keys,
+    name_words,
+    normalise,
+    quoted,
+    wanted,
+)
 from retroact_lib.envs.intercode_sql.reading import (
     ABSENT,
     COLUMN,
@@ -136,7 +145,7 @@ class _Attempt:
         self.asked = False
         """Whether a query has been run."""
         self.instead = ""
-        """Which name the next query has in place of one that does not exist."""
+        """What the next query has in place of a name that does not exist."""
 
     def steps(self) -> Steps:
         because = ""
@@ -269,14 +278,20 @@ class _Attempt:
             there = f"{table} has it"
         else:
             there = f"the {words} is {right} of {table}" if words else f"{table} has {right}"
-            self.instead = f"In place of {name} I write {right}."
+            piece = next((p for p in clauses(self.query.sql) if _has(p, right) and p not in sql), "")
+            self.instead = f"I write {piece}." if piece else f"In place of {name} I write {right}."
         return f"{said.rstrip('.')} there, but {there}." if said else f"I see that {there}."
 
     def _bare(self, sql: str) -> str:
-        """Which name stands in `sql` without the backticks that it needs; '' if none does."""
-        odd = [name for name in self.query.names() if quoted(name) != name]
-        bare = next((name for name in odd if re.search(rf"(?<![\w`]){re.escape(name)}(?![\w`])", sql, re.I)), "")
-        return f"I have to write {quoted(bare)} in backticks." if bare else ""
+        """Which name or text stands in `sql` without the backticks or quotes that it needs; '' if none does."""
+        for name in self.query.names():
+            if quoted(name) != name and re.search(rf"(?<![\w`]){re.escape(name)}(?![\w`])", sql, re.I):
+                return f"I have to write {quoted(name)} in backticks."
+        for text in self.query.texts():
+            in_quotes = any(f"{mark}{text}{mark}".lower() in sql.lower() for mark in "'\"")
+            if not in_quotes and _has(sql, text):
+                return f"{text} is a value, so I have to write '{text}' in quotes."
+        return ""
 
     def _look_at_the_rest(self, said: str) -> Generator[Move, str, str]:
         """Look at the columns of the tables that matter, as far as two steps are left for query and submit.
@@ -307,14 +322,12 @@ class _Attempt:
         return found.name, self.query.table_of(found) or ""
 
     def _is_mended(self, found: Problem, sql: str) -> bool:
-        """Whether `sql` becomes the gold query with another column in place of one, or with its backticks."""
-        tried = normalise(sql).replace("`", "").lower()
-        if found.kind == COLUMN:
+        """Whether `sql` becomes the gold query with another column in place of one, or with backticks and quotes."""
+        tried = _unmarked(normalise(sql))
+        if found.kind == COLUMN and not self._bare(sql):
             wrong, right = found.words.lower(), self._meant(found.words, sql)[0].lower()
-            tried = (
-                re.sub(rf"(?<!\w){re.escape(wrong)}(?!\w)", lambda _: right, tried) if not self._bare(sql) else tried
-            )
-        return tried == self.query.sql.replace("`", "").lower()
+            tried = re.sub(rf"(?<!\w){re.escape(wrong)}(?!\w)", lambda _: right, tried)
+        return tried == _unmarked(self.query.sql)
 
     def _find_value(self, words: str) -> Generator[Move, str, str]:
         """Look at the values of the column that holds what the question names."""
@@ -389,6 +402,11 @@ def _sql(action: str) -> str:
     """The statement of an action; '' where it has none."""
     found = re.fullmatch(r"execute\s*\[(.*)\]", action.strip(), re.I | re.S)
     return found[1].strip(" ;\n\t") if found else ""
+
+
+def _unmarked(sql: str) -> str:
+    """A statement in lower case, without backticks and quotes."""
+    return re.sub("[`'\"]", "", sql).lower()
 
 
 def _first_table(sql: str) -> str:

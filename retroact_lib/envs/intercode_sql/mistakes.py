@@ -231,6 +231,21 @@ def _elsewhere(query: Query, rng: random.Random) -> Mistake | None:
     )
 
 
+def _unquoted_value(query: Query, rng: random.Random) -> Mistake | None:
+    """A text without its quotes, which MySQL takes for a column, or cannot read."""
+    columns = {column.lower() for table in query.schema for column in query.columns(table)}
+    values = [text for text in query.texts() if re.fullmatch(r"[\w .-]+", text) and text.lower() not in columns]
+    if not values:
+        return None
+    value = rng.choice(values)
+    return Mistake(
+        "unquoted_value",
+        query.sql.replace(f"'{value}'", value),
+        f"wrote the value {value} without quotes",
+        f"write '{value}' in quotes",
+    )
+
+
 def _syntax(query: Query, rng: random.Random) -> Mistake | None:
     """A query that does not parse: quotes, a bracket or a word left out, letters the wrong way round."""
     sql = query.sql
@@ -480,6 +495,7 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
     "guessed_column": _guessed_column,
     "repeated_error": _repeated_error,
     "elsewhere": _elsewhere,
+    "unquoted_value": _unquoted_value,
     "syntax": _syntax,
     "forgotten_distinct": _forgotten_distinct,
     "wrong_aggregate": _wrong_aggregate,

@@ -66,6 +66,11 @@ class Query:
         found = [column.name for column in self.tree.find_all(exp.Column, bfs=False) if not column.is_star]
         return list(dict.fromkeys(found))
 
+    def texts(self) -> list[str]:
+        """The texts in quotes that hold a letter, each once, in order of appearance."""
+        found = [node.name for node in self.tree.find_all(exp.Literal, bfs=False) if node.is_string]
+        return list(dict.fromkeys(text for text in found if re.search(r"[^\W\d_]", text)))
+
     def columns(self, table: str) -> list[str]:
         return [name for name, _ in self.schema.get(table, ())]
 
@@ -159,6 +164,21 @@ def wanted(select: exp.Select) -> str:
     """What the query returns, in words."""
     names = listed([words_for(item) for item in select.selects])
     return f"different {names}" if select.args.get("distinct") else names
+
+
+_CLAUSE = re.compile(
+    r"""('[^']*'|`[^`]*`)|\b(?=(?:SELECT|FROM|JOIN|ON|WHERE|AND|OR|GROUP BY|HAVING|ORDER BY|LIMIT|UNION)\b)"""
+)
+
+
+def clauses(sql: str) -> list[str]:
+    """The pieces of a query that can be read alone: ``SELECT AVG(Age)``, ``FROM singer``, ``WHERE Country = 'France'``.
+
+    Those that another query or a range breaks up are left out.
+    """
+    pieces = _CLAUSE.sub(lambda found: found[1] or "\0", sql).split("\0")
+    whole = (piece.strip() for piece in pieces if "BETWEEN" not in piece and piece.count("(") == piece.count(")"))
+    return [piece for piece in whole if piece]
 
 
 def join_keys(select: exp.Select) -> list[str]:

@@ -90,7 +90,7 @@ def new_names(database: Database, number: int) -> Names:
 def _table_named(database: str, table: str, rng: random.Random) -> str:
     """A name for a table, in lower case: the words of questions, or its own with the number turned round."""
     words = WORDS.get(database, {}).get(table)
-    options = [words.one, words.many] if words else [table, plural(table)]
+    options = [words.one, words.many] if words else [table, table if table.endswith("s") else plural(table)]
     parts = name_words(rng.choice(options))
     if rng.random() < _LISTED:
         parts.append(rng.choice(_LIST))
