@@ -23,7 +23,7 @@ def imitation_loss(logp_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor
 
 
 def imitation_loss_by_token(logp_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """L_IL with every agent token of the batch counting alike, whoever's example it is in, a scalar."""
+    """L_IL with every agent token of the batch counting alike, in whichever example it stands, a scalar."""
     return agent_mean(-logp_BT.reshape(1, -1), mask_BT.reshape(1, -1)).mean()
 
 

@@ -550,7 +550,7 @@ def test_a_text_without_its_quotes_is_a_slip_that_is_mended():
             (trial,) = ScriptedSQLExpert().correct(env, task, begun(("So.", f"execute[{slip.sql}]"))).trials
             if env.is_error(trial.turns[0].observation):  # a bare name may be one that the database knows
                 text = slip.did.removeprefix("wrote the value ").removesuffix(" without quotes")
-                said.add(f"{text} is a value, so I have to write '{text}' in quotes." in " ".join(thoughts(trial)))
+                said.add(f"The value '{text}' needs quotes." in " ".join(thoughts(trial)))
                 assert trial.success
     assert said == {True}
 

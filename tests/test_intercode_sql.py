@@ -460,6 +460,15 @@ def test_generated_tasks(env, split, least):
         json.dumps(task.meta)
 
 
+def test_three_tables_are_joined_where_no_row_comes_twice(env):
+    for split, least in (("train", 4), ("validation", 2), ("test", 4)):
+        tasks = [task for task in env.pool(split) if task.family == "join_three"]
+        assert len({task.meta["db"] for task in tasks}) >= least
+        for task in tasks:
+            rows = env.gold_rows(task)
+            assert task.meta["gold"].count(" JOIN ") == 2 and len(set(rows)) == len(rows)
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test", "real"])
 def test_gold_earns_one_through_an_episode(env, split):
     for task in env.tasks(split, 23, seed=1):

@@ -290,7 +290,7 @@ class _Attempt:
         for text in self.query.texts():
             in_quotes = any(f"{mark}{text}{mark}".lower() in sql.lower() for mark in "'\"")
             if not in_quotes and _has(sql, text):
-                return f"{text} is a value, so I have to write '{text}' in quotes."
+                return f"The value '{text}' needs quotes."
         return ""
 
     def _look_at_the_rest(self, said: str) -> Generator[Move, str, str]:

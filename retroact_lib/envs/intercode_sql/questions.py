@@ -7,6 +7,7 @@ The same database gives the same questions on every machine: the only randomness
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import re
@@ -18,7 +19,7 @@ from functools import cached_property
 from retroact_lib.envs.intercode_sql.databases import Table
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
 from retroact_lib.envs.intercode_sql.query import quoted
-from retroact_lib.envs.intercode_sql.words import LINKS, WORDS, Words, phrase, plural
+from retroact_lib.envs.intercode_sql.words import LINKS, THROUGH, WORDS, Words, phrase, plural
 
 MAX_ANSWER_ROWS = 30
 PER_FAMILY = 24
@@ -43,6 +44,8 @@ class Draft:
     gold: str
     tables: tuple[str, ...]
     columns: tuple[str, ...]
+    once: bool = False
+    """Whether the question is clear only where no row comes twice."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class View:
     """A table as the generator sees it. `values[c]` are column c's values in row order, None for NULL."""
 
     def __init__(self, engine: SqlDatabase, table: Table, words: Words) -> None:
+        self.database = engine.database
         self.table = table
         self.name = table.name
         self.words = words
@@ -142,7 +146,7 @@ def generate(database: str, engine: SqlDatabase) -> dict[str, list[tuple[str, Dr
             if len(kept) == PER_FAMILY or question in seen or golds[draft.gold] == repeats:
                 continue
             rows = _checked(engine, draft.gold)
-            if rows:
+            if rows and not (draft.once and len(set(rows)) < len(rows)):
                 seen.add(question)
                 golds[draft.gold] += 1
                 kept.append((question, draft, rows))
@@ -180,8 +184,10 @@ def _spoken(value: object) -> str:
     return value if isinstance(value, str) else _number(value)
 
 
-def _draft(view: View, gold: str, columns: list[str], *wordings: str, tables: tuple[str, ...] = ()) -> Draft:
-    return Draft(wordings, gold, tables or (view.name,), tuple(dict.fromkeys(columns)))
+def _draft(
+    view: View, gold: str, columns: list[str], *wordings: str, tables: tuple[str, ...] = (), once: bool = False
+) -> Draft:
+    return Draft(wordings, gold, tables or (view.name,), tuple(dict.fromkeys(columns)), once)
 
 
 def _equalities(view: View, rng: random.Random, columns: list[str]) -> Iterator[Condition]:
@@ -718,6 +724,79 @@ def _join_aggregate(database: str, views: dict[str, View], rng: random.Random) -
                 )
 
 
+@dataclass(frozen=True)
+class _Path:
+    """From a row of `first` to one of `last`, which a third table joins."""
+
+    first: View
+    last: View
+    joined: str
+    """``FROM first AS T1 JOIN middle AS T2 ON ... JOIN last AS T3 ON ...``."""
+    words: str
+    """Between the two: "made by a car maker from"."""
+
+
+def _paths(database: str, views: dict[str, View]) -> Iterator[_Path]:
+    """Over two foreign keys: from a row to what its parent belongs to, or through a table that links two others."""
+    links = list(_links(database, views))
+    for link in links:
+        for up in links:
+            if up.child is link.parent and up.parent is not link.child:
+                keys = (link.column, link.key, up.column, up.key)
+                words = f"{link.words} {_a(link.parent.words.one)} {up.words}"
+                yield _path(link.child, link.parent.name, up.parent, keys, words)
+    tables = next(iter(views.values())).database.tables if views else {}
+    for table in tables.values():
+        keys = {column: (parent, key) for column, parent, key in table.foreign_keys if parent in views}
+        words = THROUGH.get(f"{database}.{table.name}", {})
+        for here, there in itertools.permutations([column for column in words if column in keys], 2):
+            (first, own), (last, other) = keys[here], keys[there]
+            yield _path(views[first], table.name, views[last], (own, here, there, other), words[here])
+
+
+def _path(first: View, middle: str, last: View, keys: tuple[str, str, str, str], words: str) -> _Path:
+    a, b, c, d = map(quoted, keys)
+    joined = f"FROM {quoted(first.name)} AS T1 JOIN {quoted(middle)} AS T2 ON T1.{a} = T2.{b}"
+    return _Path(first, last, f"{joined} JOIN {quoted(last.name)} AS T3 ON T2.{c} = T3.{d}", words)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _join_three(database: str, views: dict[str, View], rng: random.Random) -> Iterator[Draft]:
+    for path in _paths(database, views):
+        first, last = path.first, path.last
+        both = (first.name, last.name)
+        for on in _equalities(last, rng, last.texts):
+            for what, select, columns in _selections(first, "", rng):
+                select = ", ".join(f"T1.{part}" for part in select.split(", "))
+                which = f"the {first.words.many} {path.words} {_a(last.words.one)} {on.words}"
+                yield _draft(
+                    first,
+                    f"SELECT {select} {path.joined} WHERE T3.{on.sql}",
+                    [*columns, on.column],
+                    f"What are the {what} of {which}?",
+                    f"List the {what} of {which}.",
+                    f"Show the {what} of {which}.",
+                    f"Find the {what} of {which}.",
+                    tables=both,
+                    once=True,
+                )
+        here, there = first.say(first.label), last.say(last.label)
+        pair = f"the {here} of the {first.words.one} and the {there} of the {last.words.one}"
+        which = f"{first.words.one} {path.words} {_a(last.words.one)}"
+        yield _draft(
+            first,
+            f"SELECT T1.{quoted(first.label)}, T3.{quoted(last.label)} {path.joined}",
+            [first.label, last.label],
+            f"For each {which}, show {pair}.",
+            f"Show {pair} for every {which}.",
+            tables=both,
+            once=True,
+        )
+
+
 FAMILIES: dict[str, Callable[[str, dict[str, View], random.Random], Iterator[Draft]]] = {
     "count": _count,
     "count_filter": _count_filter,
@@ -740,5 +819,6 @@ FAMILIES: dict[str, Callable[[str, dict[str, View], random.Random], Iterator[Dra
     "join_top": _join_top,
     "join_aggregate": _join_aggregate,
     "not_in": _not_in,
+    "join_three": _join_three,
 }
-"""Question families by name, from one table to two."""
+"""Question families by name, from one table to three."""

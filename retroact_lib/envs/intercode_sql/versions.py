@@ -3,9 +3,10 @@
 There are nine training databases, so a policy may learn their names by heart and write them where they do not exist. In
 versions a name has to be read from SHOW TABLES and DESC, as in a database that is new. Tables and columns are named by
 the words of questions or by those of their own names. A table's name is singular or plural, perhaps with a word like
-``data`` behind it. A column's is whole or cut short, with or without the table's word before it, in one of four
-spellings, and now and then with spaces or brackets, which SQL puts in backticks. Keys have one name in all tables,
-where no other column has it.
+``data`` behind it. A column's is whole or cut short, with or without the table's word before it, perhaps with a number
+behind it, in one of four spellings, and now and then with spaces or brackets, which SQL puts in backticks. Nobody can
+guess how a word is cut short, so such a name has to be copied. Keys have one name in all tables, where no other column
+has it.
 """
 
 from __future__ import annotations
@@ -24,23 +25,22 @@ from retroact_lib.envs.intercode_sql.query import SPELLINGS, name_words, quoted
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase, plural
 from retroact_lib.files import digest_of
 
-_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _ODD = 0.25, 0.5, 0.4, 0.3, 0.12
+_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _NUMBERED, _ODD = 0.15, 0.5, 0.3, 0.4, 0.08, 0.15
 """Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it; its long
-words are cut short; its words are written with spaces, or the last of them in brackets."""
+words are cut short; a number stands behind it; its words are written with spaces, or the last of them in brackets."""
 _ODDLY = (
     lambda words: " ".join(words).capitalize(),
     lambda words: "_".join(words[:-1]).capitalize() + f"_({words[-1]})",
 )
-_RESERVED = {"desc", "char"}
+_RESERVED = {"add", "char", "dec", "desc", "int", "real", "row", "set"}
 """Words cut short that MySQL keeps for itself."""
 _SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "qty", "amount": "amt", "year": "yr"}
-"""Words that databases write in a way of their own; others of more than six letters are cut after four."""
-
+"""Words that databases write in a way of their own."""
 
 _LIST = ("data", "list", "info")
 """Words that some databases put behind a table's name."""
-_TABLE_KEPT, _LISTED = 0.3, 0.15
-"""Chances: a table keeps its name; such a word stands behind it."""
+_TABLE_KEPT, _TABLE_SHORTENED, _LISTED = 0.2, 0.2, 0.15
+"""Chances: a table keeps its name; its long words are cut short; such a word stands behind it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def _table_named(database: str, table: str, rng: random.Random) -> str:
     words = WORDS.get(database, {}).get(table)
     options = [words.one, words.many] if words else [table, table if table.endswith("s") else plural(table)]
     parts = name_words(rng.choice(options))
+    if rng.random() < _TABLE_SHORTENED:
+        parts = [_cut_short(word, rng) for word in parts]
     if rng.random() < _LISTED:
         parts.append(rng.choice(_LIST))
     return rng.choice(("_", "_", "")).join(parts)
@@ -100,15 +102,25 @@ def _table_named(database: str, table: str, rng: random.Random) -> str:
 def _named(database: str, table: Table, column: str, spelling, rng: random.Random) -> str:
     """A name for a column: its own words or those of questions, and before it perhaps the table's word."""
     words = WORDS.get(database, {}).get(table.name)
-    by_words, prefixed, shortened = (rng.random() < chance for chance in (_BY_WORDS, _PREFIXED, _SHORTENED))
+    chances = (_BY_WORDS, _PREFIXED, _SHORTENED, _NUMBERED)
+    by_words, prefixed, shortened, numbered = (rng.random() < chance for chance in chances)
     parts = name_words(phrase(words, column)) if words and by_words else name_words(column)
     if shortened:
-        parts = [_SHORT.get(word, word[:4] if len(word) > 6 else word) for word in parts]
+        parts = [_cut_short(word, rng) for word in parts]
     noun = words.one.split()[-1].lower() if words else ""
     if prefixed and noun and noun not in parts:
         parts = [noun, *parts]
+    if numbered:
+        parts = [*parts, str(rng.randint(1, 3))]
     odd = rng.random() < _ODD and len(parts) > 1
     return rng.choice(_ODDLY)(parts) if odd else spelling(parts)
+
+
+def _cut_short(word: str, rng: random.Random) -> str:
+    """A word as databases write it: its first letters, or its consonants; short words stay."""
+    if word in _SHORT or len(word) < 6:
+        return _SHORT.get(word, word)
+    return word[: rng.randint(3, 5)] if rng.random() < 0.5 else word[0] + re.sub("[aeiou]", "", word[1:])
 
 
 def translated(sql: str, names: Names) -> str:

@@ -324,3 +324,14 @@ LINKS = {
     "network_1.likes.liked_id": "received by",
 }
 """``database.table.column`` of a foreign key -> the words between the row and the row that it points to; else "of"."""
+
+THROUGH = {
+    "concert_singer.singer_in_concert": {"Singer_ID": "singing in", "concert_ID": "with"},
+    "employee_hire_evaluation.hiring": {"Employee_ID": "hired by", "Shop_ID": "that hired"},
+    "real_estate_properties.other_property_features": {"property_id": "with", "feature_id": "of"},
+    "museum_visit.visit": {"visitor_ID": "who visited", "Museum_ID": "visited by"},
+    "course_teach.course_arrange": {"Teacher_ID": "teaching", "Course_ID": "taught by"},
+    "pets_1.has_pet": {"StuID": "who have", "PetID": "of"},
+}
+"""``database.table`` of a table that links two others -> the words that follow the row to which a foreign key points,
+before the row to which the other one does: singers, by their ``Singer_ID``, are "singing in" a concert."""
