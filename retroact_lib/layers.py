@@ -101,7 +101,7 @@ class MergedLinear:
         bias_O = frozen.bias()
         self.weight_OI = weight_OI.to(dtype or frozen.dtype)
         self.bias_O = None if bias_O is None else bias_O.to(self.weight_OI.dtype)
-        self.packed = self.weight_OI.device.type == "cpu" and _ONEDNN
+        self.packed = self.weight_OI.device.type == "cpu" and _packs(self.weight_OI.dtype)
         if self.packed:
             self.weight_OI = torch.ops.mkldnn._reorder_linear_weight(self.weight_OI, _ROWS_AT_ONCE)
 
@@ -110,6 +110,13 @@ class MergedLinear:
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight_OI, self.bias_O, "none", [], "")
         return F.linear(x, self.weight_OI, self.bias_O)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN puts weights of this type in order on this CPU; bfloat16 needs AVX512 or AVX-NE-CONVERT."""
+    if not _ONEDNN:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
