@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -535,6 +536,21 @@ def test_a_version_has_the_same_questions_and_rows_under_other_names(env):
         assert versioned.world_of(task) == env.world_of(other)
     for split in ("validation", "test"):
         assert not any("~" in task.meta["db"] for task in versioned.tasks(split))
+
+
+def test_the_names_of_versions_are_read_as_names():
+    """None of them is a word that SQL keeps for itself, unless in backticks."""
+    known = databases.load_databases()
+    versions = [new_names(known[name], number) for name in DATABASES["train"] for number in range(1, 33)]
+    names = {name for version in versions for name in (*version.tables.values(), *version.columns.values())}
+    assert len(names) > 1000
+    connection = sqlite3.connect(":memory:")
+    for name in names:
+        sql = f"SELECT {quoted(name)} FROM {quoted(name)} WHERE {quoted(name)} = 1"
+        connection.execute(f'CREATE TEMP TABLE "{name}" ("{name}")')
+        connection.execute(sql)
+        connection.execute(f'DROP TABLE "{name}"')
+        assert Query(sql, {}).names() == [name]
 
 
 def test_the_old_name_does_not_exist_in_a_version():
