@@ -190,6 +190,14 @@ def _draft(
     return Draft(wordings, gold, tables or (view.name,), tuple(dict.fromkeys(columns)), once)
 
 
+def _asking(what: str, which: str) -> tuple[str, ...]:
+    """The wordings that ask for something of some rows."""
+    return (
+        f"What are the {what} of {which}?",
+        *(f"{word} the {what} of {which}." for word in ("List", "Show", "Find")),
+    )
+
+
 def _equalities(view: View, rng: random.Random, columns: list[str]) -> Iterator[Condition]:
     for column in columns:
         for value in view.examples(column, rng):
@@ -592,10 +600,7 @@ def _join_filter(database: str, views: dict[str, View], rng: random.Random) -> I
                     child,
                     f"SELECT {select} {link.join(child)} WHERE T2.{on.sql}",
                     [*columns, on.column],
-                    f"What are the {what} of {which}?",
-                    f"List the {what} of {which}.",
-                    f"Show the {what} of {which}.",
-                    f"Find the {what} of {which}.",
+                    *_asking(what, which),
                     tables=both,
                 )
         if not _alone(link):
@@ -776,10 +781,7 @@ def _join_three(database: str, views: dict[str, View], rng: random.Random) -> It
                     first,
                     f"SELECT {select} {path.joined} WHERE T3.{on.sql}",
                     [*columns, on.column],
-                    f"What are the {what} of {which}?",
-                    f"List the {what} of {which}.",
-                    f"Show the {what} of {which}.",
-                    f"Find the {what} of {which}.",
+                    *_asking(what, which),
                     tables=both,
                     once=True,
                 )
