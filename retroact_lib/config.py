@@ -37,7 +37,7 @@ class DataConfig:
     il_tasks: int = 160
     """Training tasks that the expert demonstrates."""
     rl_tasks: int = 96
-    """Other training tasks, for the policy's own rollouts."""
+    """Other training tasks, for the policy's own rollouts; they ask nothing that is demonstrated (`Env.asks`)."""
     test_tasks: int = 64
     """Tasks of the held-out test split; never used for a choice."""
     written_tasks: int = 0
@@ -103,6 +103,13 @@ class RolloutConfig:
     """K of the training rollouts: attempts at a task; a success ends them."""
     reflect: bool = True
     """False is plain retry: the same prompt again, no reflector."""
+    reflection_retries: int = 0
+    """M: a reflection earns the mean reward of M retries with it minus that of M without it, from the same failed
+    trial (`trajectories.retry_credit`). 0: the change of reward from trial to trial, as in the authors' release."""
+    reflection_samples: int = 1
+    """Reflections that are drawn after a failed trial and judged so; the trials go on with the first."""
+    reveal_reward: bool = False
+    """True tells the reflector the failed trial's reward, which a user would not know (the authors' release does)."""
     temperature: float = 1.0
     """Temperature of both roles in the training rollouts; 0 is greedy. pi_old stays the policy at temperature 1."""
     max_steps: int = 8
@@ -137,6 +144,10 @@ class RolloutConfig:
             self.engine in ("native", "transformers"), f"engine is {self.engine!r}; expected native or transformers."
         )
         _require(self.temperature >= 0, f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        retries, drawn = self.reflection_retries, self.reflection_samples
+        _require(retries >= 0, f"reflection_retries is {retries}; expected 0 or more.")
+        judged = drawn == 1 or (drawn > 1 and retries > 0)
+        _require(judged, f"reflection_samples is {drawn}; expected 1, or more with reflection_retries above 0.")
         for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "num_parallel", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         least = self.max_context - self.token_budget + 256
@@ -149,8 +160,8 @@ class RolloutConfig:
 class SFTConfig:
     """Stage 1, imitation learning (notebook 02)."""
 
-    sft_epochs: int = 2
-    """Passes over the expert's examples."""
+    sft_epochs: float = 2.0
+    """Passes over the expert's examples; the last one ends early where this is no whole number."""
     sft_lr: float = 1e-3
     """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
     sft_batch: int = 4
@@ -179,7 +190,7 @@ class SFTConfig:
     """Updates between two training checkpoints."""
 
     def __post_init__(self):
-        for name in ("sft_epochs", "sft_batch", "batch_tokens", "max_tokens", "save_every"):
+        for name in ("sft_batch", "batch_tokens", "max_tokens", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         known = ("both", "planner", "reflector")
         _require(self.sft_roles in known, f"sft_roles is {self.sft_roles!r}; expected one of {known}.")
@@ -187,7 +198,7 @@ class SFTConfig:
         _require(self.sft_keep in known, f"sft_keep is {self.sft_keep!r}; expected one of {known}.")
         known = ("example", "token")
         _require(self.il_weighting in known, f"il_weighting is {self.il_weighting!r}; expected one of {known}.")
-        for name in ("sft_lr", "grad_clip"):
+        for name in ("sft_epochs", "sft_lr", "grad_clip"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0.")
 
 
@@ -212,30 +223,37 @@ class RLConfig:
     rl_warmup: int = 3
     """Updates until the peak."""
     objective: str = "truncated"
-    """``truncated`` (the paper's) or ``ppo``."""
+    """``truncated`` (the paper's), ``ppo``, or ``likelihood``: own successes are imitated, without ratio or reward."""
     eps: float = 0.3
     """Clip range of the importance ratio."""
     il_weight: float = 1.0
     """lambda in L = L_PG + lambda L_IL."""
     pg_weight: float = 1.0
-    """Weight of L_PG; 0 is continued SFT for as many updates as RL takes."""
+    """Weight of L_PG; with 0 stage 2 takes `max_updates` updates of imitation alone."""
     reflector_c: float = 1.0
     """c in the reflector's reward (R_k - R_(k-1)) (R_(k-1) + c) / c."""
     roles: str = "both"
     """Whose examples carry the policy gradient: ``both``, ``planner`` or ``reflector``."""
-    baseline: bool = False
-    """Subtract the mean reward of each role (failures then get negative rewards; only safe with ``ppo``)."""
+    baseline: str = "none"
+    """What a reward is compared with, roles apart: ``none``; ``role``, the mean of the role; ``task``, the mean of the
+    other examples of the task (leave-one-out). Failures then have negative rewards, which only ``ppo`` bounds."""
     negative_rewards: bool = False
     """Keep reflections after which the reward fell; their reward is negative (see `losses.truncated_loss`)."""
     max_kl: float = 0.5
     """Stop the round when the estimated KL per token to the behaviour policy exceeds this; infinity never does."""
+    kl_updates: int = 8
+    """The estimate is taken over the policy-gradient examples of so many latest updates."""
 
     def __post_init__(self):
-        known = ("truncated", "ppo")
+        known = ("truncated", "ppo", "likelihood")
         _require(self.objective in known, f"objective is {self.objective!r}; expected one of {known}.")
+        known = ("none", "role", "task")
+        _require(self.baseline in known, f"baseline is {self.baseline!r}; expected one of {known}.")
+        bounded = self.baseline == "none" or self.objective == "ppo"
+        _require(bounded, f"baseline {self.baseline!r} with objective {self.objective!r}; expected objective ppo.")
         known = ("both", "planner", "reflector")
         _require(self.roles in known, f"roles is {self.roles!r}; expected one of {known}.")
-        for name in ("rounds", "rl_samples", "rl_epochs", "rl_batch"):
+        for name in ("rounds", "rl_samples", "rl_epochs", "rl_batch", "kl_updates"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         for name in ("il_batch", "il_weight", "pg_weight", "max_updates"):
             _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more.")
@@ -330,11 +348,16 @@ class StudyConfig:
     def change(self, **values: Any) -> StudyConfig:
         """A copy with some fields, of any stage, changed. Raises ValueError for an unknown name or a wrong type."""
         changed = self
-        for name in sorted(values, key=lambda name: name != "env"):  # it decides which options there are
+        if "env" in values:  # it decides which options there are
+            changed = replace(changed, env=_typed(StudyConfig, "env", values["env"]))
+        by_owner: dict[str | None, dict[str, Any]] = {}
+        for name, value in values.items():
             owner = changed._owner(name)
             part = changed if owner is None else getattr(changed, owner)
-            part = replace(part, **{name: _typed(type(part), name, values[name])})
-            changed = part if owner is None else replace(changed, **{owner: part})
+            by_owner.setdefault(owner, {})[name] = _typed(type(part), name, value)
+        for owner, found in by_owner.items():
+            found = found if owner is None else {owner: replace(getattr(changed, owner), **found)}
+            changed = replace(changed, **found)
         return changed
 
     def flat(self) -> dict[str, Any]:
@@ -439,6 +462,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         max_kl=math.inf,
         max_steps=10,
         trials=10,
+        reveal_reward=True,
         max_action_tokens=200,
         max_reflection_tokens=100,
         temperature=0.0,
@@ -464,10 +488,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "slips_imitated": {"mask_slips": False},
     "ppo": {"objective": "ppo"},
     "separate_adapters": {"separate_adapters": True},
+    "rejection_sampling": {"objective": "likelihood"},
     "continued_sft": {"pg_weight": 0.0},
+    "longer_sft": {},
     "plain_retry": {},
 }
-"""Arm of notebook 04 -> the settings in which it differs from the full method."""
+"""Arm of notebook 04 -> the settings in which it differs from the full method; `CONTROLS` has others."""
+CONTROLS: dict[str, str] = {
+    "rejection_sampling": "stage 2 imitates its own successes, beside the expert's",
+    "continued_sft": "stage 2 takes as many updates of as many examples, all of them the expert's",
+    "longer_sft": "no stage 2: stage 1 has more demonstrations, for the tokens that stage 2 plays and trains on",
+    "plain_retry": "no reflections when evaluated",
+}
+"""Arm of notebook 04 that asks whether it was the method at all -> what it does in place of it."""
 
 
 def load_config(profile: str, **overrides: Any) -> StudyConfig:

@@ -26,7 +26,7 @@ from retroact_lib.envs.base import Env
 from retroact_lib.files import write_text
 from retroact_lib.packing import packed_tokens
 from retroact_lib.policy import Policy
-from retroact_lib.trajectories import Trajectory, Trial, reflector_reward
+from retroact_lib.trajectories import Reflection, Trajectory, Trial, reflector_reward, retry_credit
 from retroact_lib.trials import draw_seed
 
 
@@ -52,11 +52,12 @@ def imitation_examples(
     trajectories: Iterable[Trajectory],
     mask_observations: bool = True,
     mask_slips: bool = True,
+    reveal_reward: bool = False,
 ) -> list[Example]:
     """D_IL: successful trials for the planner; for the reflector, reflections after which the reward rose.
 
     A slip of a successful trial stays in the context, with mask 0: what mended it is imitated and the slip is not. A
-    trial that was right by slips alone is left out.
+    trial that was right by slips alone is left out. `reveal_reward` is that of `config.RolloutConfig`.
     """
     made = []
     for trajectory in trajectories:
@@ -64,7 +65,8 @@ def imitation_examples(
             if trial.success and not (mask_slips and all(turn.slip for turn in trial.turns)):
                 made.append(_planner_example(policy, env, trajectory, trial, mask_observations, mask_slips))
             if k > 0 and trial.reward > trajectory.trials[k - 1].reward and k <= len(trajectory.reflections):
-                made.append(_reflector_example(policy, env, trajectory, k))
+                reflection = trajectory.reflections[k - 1]
+                made.append(_reflector_example(policy, env, trajectory, k, reflection, reveal_reward))
     return made
 
 
@@ -75,29 +77,99 @@ def with_corrections(corrected: Sequence[Example], demonstrated: Sequence[Exampl
 
 
 def rewarded_examples(
-    policy: Policy, env: Env, trajectories: Iterable[Trajectory], config: RLConfig, mask_observations: bool = True
+    policy: Policy,
+    env: Env,
+    trajectories: Iterable[Trajectory],
+    config: RLConfig,
+    mask_observations: bool = True,
+    reveal_reward: bool = False,
 ) -> list[Example]:
     """Rollouts as policy-gradient examples: a trial earns R_k, a reflection the shaped change of reward it led to.
 
-    r_reflect = (R_k - R_(k-1)) (R_(k-1) + c) / c. Examples that earn nothing are left out; with `config.baseline` the
-    mean reward of the role is subtracted first. `behaviour_logp` is still empty: see `training.score`.
+    The change is that from trial to trial (`trajectories.reflector_reward`), or between retries with and without the
+    reflection where there are some (`trajectories.retry_credit`). `config.baseline` is subtracted first, and examples
+    that earn nothing are left out. `behaviour_logp` is still empty: see `training.score`.
     """
     planner, reflector = [], []
     for trajectory in trajectories:
-        for k, trial in enumerate(trajectory.trials):
+        for trial in trajectory.attempts():
             example = _planner_example(policy, env, trajectory, trial, mask_observations)
             planner.append(replace(example, reward=trial.reward))
-            if 0 < k <= len(trajectory.reflections):
-                reward = reflector_reward(trajectory.trials[k - 1].reward, trial.reward, config.reflector_c)
-                reflector.append(replace(_reflector_example(policy, env, trajectory, k), reward=reward))
+        for k, reflection, reward in _judged(trajectory, config.reflector_c):
+            example = _reflector_example(policy, env, trajectory, k, reflection, reveal_reward)
+            reflector.append(replace(example, reward=reward))
     kept = []
     for made in (planner, reflector):
-        mean = sum(example.reward for example in made) / len(made) if config.baseline and made else 0.0
-        made = [replace(example, reward=example.reward - mean) for example in made]
-        if not config.negative_rewards and not config.baseline:
+        made = BASELINES[config.baseline](made)
+        if not config.negative_rewards and config.baseline == "none":
             made = [example for example in made if example.reward > 0]
         kept += [example for example in made if example.reward != 0 and any(example.mask)]
     return kept
+
+
+def minus_mean(made: Sequence[Example]) -> list[Example]:
+    """Examples whose rewards are those above the mean of all."""
+    mean = sum(example.reward for example in made) / max(len(made), 1)
+    return [replace(example, reward=example.reward - mean) for example in made]
+
+
+def leave_one_out(made: Sequence[Example]) -> list[Example]:
+    """Examples whose rewards are those above the mean of the others of their task; a single one has none, and earns 0.
+
+    Source: Kool et al. 2019 (RLOO).
+    """
+    by_task: dict[str, list[float]] = {}
+    for example in made:
+        by_task.setdefault(example.task_id, []).append(example.reward)
+
+    def advantage(example: Example) -> float:
+        rewards = by_task[example.task_id]
+        if len(rewards) == 1:
+            return 0.0
+        return example.reward - (sum(rewards) - example.reward) / (len(rewards) - 1)
+
+    return [replace(example, reward=advantage(example)) for example in made]
+
+
+BASELINES = {"none": list, "role": minus_mean, "task": leave_one_out}
+"""`RLConfig.baseline` -> what it makes of the examples of a role."""
+
+
+def _judged(trajectory: Trajectory, c: float) -> Iterator[tuple[int, Reflection, float]]:
+    """Every reflection that a trial read: the number of the trial that it is about, itself, and what it earns."""
+    rewards = [trial.reward for trial in trajectory.trials]
+    if not trajectory.retries:
+        for k, reflection in enumerate(trajectory.reflections[: len(rewards) - 1], 1):
+            yield k, reflection, reflector_reward(rewards[k - 1], rewards[k], c)
+    without: list[float] = []
+    for group in trajectory.retries:
+        found = [trial.reward for trial in group.trials]
+        if group.reflection is None:
+            without = found
+        else:
+            credit = retry_credit(rewards[group.trial - 1], found, without, c)
+            yield group.trial, group.reflection, credit
+
+
+def successes(examples: Iterable[Example]) -> list[Example]:
+    """Trials with the full reward, and reflections that raised it: what the policy itself would demonstrate.
+
+    All of them count alike, with the reward 1.
+    """
+    return [
+        replace(example, reward=1.0)
+        for example in examples
+        if (example.reward >= 1 if example.role == "planner" else example.reward > 0)
+    ]
+
+
+def played_tokens(policy: Policy, env: Env, trajectories: Iterable[Trajectory]) -> int:
+    """The tokens of all trials and reflections, those that were read included."""
+    return sum(
+        sum(len(_planner_example(policy, env, trajectory, trial, True).ids) for trial in trajectory.attempts())
+        + sum(len(reflection.ids or ()) for _, reflection, _ in _judged(trajectory, 1.0))
+        for trajectory in trajectories
+    )
 
 
 def within(examples: Iterable[Example], max_tokens: int, truncate: bool = False) -> list[Example]:
@@ -137,12 +209,15 @@ def _planner_example(
     return _example("planner", prompt, _segments(policy, trial, mask_slips), mask_observations, trajectory.task_id)
 
 
-def _reflector_example(policy: Policy, env: Env, trajectory: Trajectory, k: int) -> Example:
-    """The reflection written after trial k - 1, which trial k read."""
-    trial, reflection = trajectory.trials[k - 1], trajectory.reflections[k - 1]
+def _reflector_example(
+    policy: Policy, env: Env, trajectory: Trajectory, k: int, reflection: Reflection, reveal_reward: bool
+) -> Example:
+    """A reflection on the `k`-th trial, counted from 1."""
+    trial = trajectory.trials[k - 1]
+    reward = trial.reward if reveal_reward else None
     prompt = policy.planner_prompt_ids(env.instruction, trajectory.question, trial.reflections)
     prompt += [token for segment in _segments(policy, trial) for token in segment.ids]
-    prompt += policy.encode(prompts.failure_text(len(trial.turns), trial.turns[-1].observation, trial.reward))
+    prompt += policy.encode(prompts.failure_text(len(trial.turns), trial.turns[-1].observation, reward))
     ids = reflection.ids if reflection.ids is not None else policy.encode(prompts.reflection_text(reflection.text))
     return _example("reflector", prompt, [_Segment(ids, True, reflection.logps)], True, trajectory.task_id)
 

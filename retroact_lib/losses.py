@@ -57,7 +57,18 @@ def ppo_loss(
     return -agent_mean(surrogate_BT, mask_BT).mean()
 
 
-OBJECTIVES = {"truncated": truncated_loss, "ppo": ppo_loss}
+def likelihood_loss(
+    logp_BT: torch.Tensor, behaviour_logp_BT: torch.Tensor, reward_B: torch.Tensor, mask_BT: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Rejection sampling: L_IL on the policy's own successes, a scalar; neither ratio nor reward counts.
+
+    Which examples are successes is settled before (`examples.successes`). Source: Zelikman et al. 2022 (STaR).
+    """
+    return imitation_loss(logp_BT, mask_BT)
+
+
+OBJECTIVES = {"truncated": truncated_loss, "ppo": ppo_loss, "likelihood": likelihood_loss}
+"""`RLConfig.objective` -> the loss of stage 2's own examples."""
 
 
 def ratio(logp_BT: torch.Tensor, behaviour_logp_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -69,12 +80,13 @@ def ratio(logp_BT: torch.Tensor, behaviour_logp_BT: torch.Tensor, mask_BT: torch
 def ratio_metrics(logratio_N: torch.Tensor, eps: float) -> dict[str, float]:
     """What the log says of the importance ratios of an update; `logratio_N` is log rho of its N agent tokens.
 
-    `ratio_mean`, `ratio_max`; `clip_fraction`: share outside [1 - eps, 1 + eps]; `ess`: effective sample size
-    (sum rho)^2 / (N sum rho^2) in (0, 1]; `kl`: estimate of KL(pi_old || pi_theta) per token, mean of
+    `ratio_tokens`: N; `ratio_mean`, `ratio_max`; `clip_fraction`: share outside [1 - eps, 1 + eps]; `ess`: effective
+    sample size (sum rho)^2 / (N sum rho^2) in (0, 1]; `kl`: estimate of KL(pi_old || pi_theta) per token, mean of
     (log rho)^2 / 2 (Schulman 2020, "k2"; in "k3" a single large ratio outweighs all other tokens).
     """
     rho_N = logratio_N.double().exp()
     return {
+        "ratio_tokens": len(logratio_N),
         "ratio_mean": float(rho_N.mean()),
         "ratio_max": float(rho_N.max()),
         "clip_fraction": float(((rho_N - 1).abs() > eps).double().mean()),

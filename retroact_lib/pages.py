@@ -235,7 +235,11 @@ def _tried(env: str, name: str, suffix: str) -> pd.DataFrame:
 def _changes(env: str, name: str) -> str:
     """The settings in which a choice differs from its profile."""
     file = min((_folder(env) / "choices").glob(f"{name}-seed[0-9]*.json"))
-    return ", ".join(f"`{key}` {value}" for key, value in read_json(file)["changed"].items())
+    return ", ".join(f"`{key}` {_plain(value)}" for key, value in read_json(file)["changed"].items())
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def solved(env: str, split: str) -> str:

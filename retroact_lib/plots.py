@@ -27,7 +27,9 @@ ARMS = {
     "slips_imitated": ("slips imitated", "#332288"),
     "ppo": ("ppo objective", "#009E73"),
     "separate_adapters": ("separate adapters", "#7F5F3F"),
+    "rejection_sampling": ("rejection sampling", "#117733"),
     "continued_sft": ("continued SFT", "#004488"),
+    "longer_sft": ("longer SFT", "#AA4499"),
     "plain_retry": ("RetroAct, plain retry", "#882255"),
 }
 """Arm -> (label, colour)."""

@@ -40,7 +40,7 @@ def environment_text(step: int, observation: str) -> str:
     return f"Observation {step}: {observation}\n{cue(step + 1)}"
 
 
-def failure_text(step: int, observation: str, reward: float) -> str:
+def failure_text(step: int, observation: str, reward: float | None) -> str:
     """What follows the last step `step` of a failed trial, up to the cue for the reflection.
 
     The reflector goes on where the planner stopped: it has read the whole trial, and this is all that it reads more.
@@ -48,10 +48,10 @@ def failure_text(step: int, observation: str, reward: float) -> str:
     return f"Observation {step}: {observation}\n{verdict(reward)}"
 
 
-def verdict(reward: float) -> str:
-    """The evaluator's word on a failed trial, and what is asked of the reflector."""
-    request = "Name the mistake and a plan that avoids it, in one line."
-    return f"Status: failed, reward {reward:.2f}. {request}\nReflection:"
+def verdict(reward: float | None) -> str:
+    """The evaluator's word on a failed trial, with the reward unless that is None, and the reflector's instruction."""
+    earned = "" if reward is None else f", reward {reward:.2f}"
+    return f"Status: failed{earned}. Name the mistake and a plan that avoids it, in one line.\nReflection:"
 
 
 def reflection_text(text: str) -> str:

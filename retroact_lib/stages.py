@@ -8,8 +8,10 @@ only files. A run's key holds all that it depends on, so arms that share a stage
 
 from __future__ import annotations
 
+import math
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,24 +61,23 @@ def _environment(name: str, official_data: str, options: object) -> Env:
 def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     """The tasks of the study by use.
 
-    `il`, `rl`, `known` and `corrected` are disjoint parts of the training split: those demonstrated, those rolled out,
-    as many as the test has, to tell what was learnt about the training databases from what carries over to others, and
-    those whose trials the expert ends. An environment with a split `seen` of its own has that for `known`.
+    `il`, `rl`, `known` and `corrected` are parts of the training split, of which no two ask the same (`Env.asks`):
+    those demonstrated, those rolled out, as many as the test has, to tell what was learnt about the training databases
+    from what carries over to others, and those whose trials the expert ends. An environment with a split `seen` of its
+    own has that for `known`.
     """
     env, data = environment(config), config.data
-    used = data.il_tasks + data.rl_tasks
     seen = _generated(config, "seen", data.test_tasks) if "seen" in env.splits else []
-    known = used + (0 if seen else data.test_tasks)
-    train = _generated(config, "train", known + data.corrected_tasks, config.seed)
+    parts = _train_parts(config)
     sets = {
-        "il": train[: data.il_tasks],
-        "rl": train[data.il_tasks : used],
-        "known": seen or train[used:known],
+        "il": parts["il"],
+        "rl": parts["rl"],
+        "known": seen or parts["known"],
         "validation": _generated(config, "validation", data.validation_tasks),
         "test": _generated(config, "test", data.test_tasks),
     }
     if data.corrected_tasks:
-        sets["corrected"] = train[known:]
+        sets["corrected"] = parts["corrected"]
     for split in env.splits:
         if split in env.written_splits:
             if split != "official" or data.official_data:
@@ -86,8 +87,49 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     return sets
 
 
-def _generated(config: StudyConfig, split: str, count: int, seed: int = 0) -> list[Task]:
-    """The first `count` tasks of a split of the chosen families."""
+def _train_parts(config: StudyConfig) -> dict[str, list[Task]]:
+    """The parts of the training split, of which no two ask the same; see `task_sets`. Raises ValueError for too few."""
+    env, counts = environment(config), _counts(config)
+    for il_from, others_from in _train_tasks(config):
+        parts = {"il": il_from[: counts["il"]]}
+        for name in list(counts)[1:]:
+            used = {env.asks(task) for part in parts.values() for task in part}
+            parts[name] = [task for task in others_from if env.asks(task) not in used][: counts[name]]
+        short = [name for name, count in counts.items() if len(parts[name]) < count]
+        if not short:
+            return parts
+    raise ValueError(
+        f"The training split is too small for {', '.join(f'{name} {count}' for name, count in counts.items() if count)}"
+        f", of which no two may ask the same: {short[0]} gets {len(parts[short[0]])}."
+    )
+
+
+def _train_tasks(config: StudyConfig) -> Iterator[tuple[list[Task], list[Task]]]:
+    """What may be demonstrated, and what the other uses may take, until it is enough for both.
+
+    First as many tasks as there are to be, because an environment makes them when they are asked for. Then all of them.
+    Then what the others need is kept for them, so that a question that is asked several times can be demonstrated as
+    often.
+    """
+    env, others = environment(config), sum(_counts(config).values()) - config.data.il_tasks
+    first = _generated(config, "train", config.data.il_tasks + others, config.seed)
+    yield first, first
+    tasks = _generated(config, "train", None, config.seed)
+    yield tasks, tasks
+    asked = list(dict.fromkeys(env.asks(task) for task in tasks))
+    kept = set(random.Random("kept").sample(asked, min(others, len(asked))))
+    yield [task for task in tasks if env.asks(task) not in kept], [task for task in tasks if env.asks(task) in kept]
+
+
+def _counts(config: StudyConfig) -> dict[str, int]:
+    """How many training tasks each use takes; `known` takes none where the environment has a split for it."""
+    data = config.data
+    known = {} if "seen" in environment(config).splits else {"known": data.test_tasks}
+    return {"il": data.il_tasks, "rl": data.rl_tasks, **known, "corrected": data.corrected_tasks}
+
+
+def _generated(config: StudyConfig, split: str, count: int | None, seed: int = 0) -> list[Task]:
+    """The first `count` tasks of a split of the chosen families; all of them without a count."""
     asked = config.data.families
     families = () if asked == "all" else [name.strip() for name in asked.split(",")]
     return environment(config).tasks(split, count, seed, families)
@@ -132,7 +174,7 @@ def imitation_runs(config: StudyConfig) -> list[Run]:
     run = _train_epochs(config)
     if config.sft.sft_keep == "best":
         solved = learning_curve(config).query("epoch > 0").groupby("epoch")["success"].sum()
-        run = _after_epoch(run, int(solved.idxmax()), config.sft.sft_epochs)
+        run = _after_epoch(run, int(solved.idxmax()), math.ceil(config.sft.sft_epochs))
     return [run, correct(config, run), _train_corrected(config, run)] if config.data.corrected_tasks else [run]
 
 
@@ -141,7 +183,8 @@ def correct(config: StudyConfig, start: Run) -> Run:
 
     This is one round of DAgger (Ross et al. 2011): the expert shows what to do where the policy itself gets to.
     """
-    tasks, how = task_sets(config)["corrected"], replace(config.rollout, trials=1)
+    how = replace(config.rollout, trials=1, reflection_retries=0, reflection_samples=1)
+    tasks = task_sets(config)["corrected"]
     played = roll_out(config, start, tasks, how, seed=draw_seed("corrected", config.seed))
     limits = {"max_steps": how.max_steps, "max_repeats": how.max_repeats}
     run = _open(config, "corrections", limits, {"rollouts": played.key})
@@ -156,7 +199,7 @@ def correct(config: StudyConfig, start: Run) -> Run:
 def _train_corrected(config: StudyConfig, start: Run) -> Run:
     """One more epoch of stage 1: the corrected trials, and as many demonstrations, which keep it to what it knows."""
     corrected = correct(config, start)
-    parameters = {name: value for name, value in asdict(config.sft).items() if name != "sft_keep"}
+    parameters = _sft_parameters(config)
     inputs = {"start": start.key, "expert": demonstrate(config).key, "corrections": corrected.key}
     run = _open(config, "sft", {**parameters, **_policy(config)}, inputs)
     if not run.finished:
@@ -164,7 +207,7 @@ def _train_corrected(config: StudyConfig, start: Run) -> Run:
         mended = _imitated(config.change(mask_slips=True), policy, corrected)  # the policy's own steps, in any arm
         rows = examples.with_corrections(mended, imitation_examples(config, policy), config.seed)
         if rows:
-            training.sft(policy, rows, replace(config.sft, sft_epochs=1), run, config.seed)
+            training.sft(policy, rows, replace(config.sft, sft_epochs=1.0), run, config.seed)
         else:
             warnings.warn("No trial was left to correct, so stage 1 ends as it was.", stacklevel=3)
         long = len(rows) - len(examples.within(rows, config.sft.max_tokens, config.sft.truncate))
@@ -174,7 +217,7 @@ def _train_corrected(config: StudyConfig, start: Run) -> Run:
 
 def _train_epochs(config: StudyConfig) -> Run:
     expert = demonstrate(config)
-    parameters = {name: value for name, value in asdict(config.sft).items() if name != "sft_keep"}
+    parameters = _sft_parameters(config)
     run = _open(config, "sft", {**parameters, **_policy(config)}, {"expert": expert.key})
     if not run.finished:
         policy = _lent_policy(config, None)
@@ -185,6 +228,12 @@ def _train_epochs(config: StudyConfig) -> Run:
     return run
 
 
+def _sft_parameters(config: StudyConfig) -> dict:
+    """The settings of a training run of stage 1."""
+    kept = {name: value for name, value in asdict(config.sft).items() if name != "sft_keep"}
+    return {**kept, "reveal_reward": config.rollout.reveal_reward}
+
+
 def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Example]:
     """D_IL as token examples, of the roles that the settings ask for."""
     return _imitated(config, policy, demonstrate(config))
@@ -192,8 +241,8 @@ def imitation_examples(config: StudyConfig, policy: Policy) -> list[examples.Exa
 
 def _imitated(config: StudyConfig, policy: Policy, shown: Run) -> list[examples.Example]:
     trajectories = read_trajectories(shown.file(TRAJECTORIES))
-    masks = config.sft.mask_observations, config.sft.mask_slips
-    made = examples.imitation_examples(policy, environment(config), trajectories, *masks)
+    how = config.sft.mask_observations, config.sft.mask_slips, config.rollout.reveal_reward
+    made = examples.imitation_examples(policy, environment(config), trajectories, *how)
     return [example for example in made if config.sft.sft_roles in ("both", example.role)]
 
 
@@ -257,11 +306,12 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
     parameters = {name: getattr(config.rl, name) for name in ("reflector_c", "baseline", "negative_rewards")}
     scoring = ("mask_observations", "batch_tokens", "max_tokens", "truncate")
     parameters |= {name: getattr(config.sft, name) for name in scoring}
+    parameters["reveal_reward"] = config.rollout.reveal_reward
     run = _open(config, "examples", {**parameters, **_policy(config)}, {"policy": start.key, "rollouts": rolled.key})
     if not run.finished:
         policy, trajectories = _lent_policy(config, start), read_trajectories(rolled.file(TRAJECTORIES))
-        masked = config.sft.mask_observations
-        found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, masked)
+        how = config.sft.mask_observations, config.rollout.reveal_reward
+        found = examples.rewarded_examples(policy, environment(config), trajectories, config.rl, *how)
         kept = examples.within(found, config.sft.max_tokens, config.sft.truncate)
         scored = training.score(policy, kept, config.sft.batch_tokens)
         examples.write_examples(run.path / EXAMPLES, scored)
@@ -276,10 +326,13 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
 def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
     scored = score(config, start, training_rollouts(config, start, number)) if config.rl.pg_weight else None
     parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
+    parameters["reveal_reward"] = config.rollout.reveal_reward
     run = _open(config, "rl", parameters, {"start": start.key, "examples": scored.key if scored else "none"})
     if not run.finished:
         rewarded = examples.read_examples(scored.file(EXAMPLES)) if scored else []
         rewarded = [example for example in rewarded if config.rl.roles in ("both", example.role)]
+        if config.rl.objective == "likelihood":
+            rewarded = examples.successes(rewarded)
         policy = _lent_policy(config, start)
         if scored and not rewarded:
             warnings.warn(
@@ -316,7 +369,7 @@ def evaluate(config: StudyConfig, start: Run | None, arm: str, split: str, mode:
 
 def learning_curve(config: StudyConfig) -> pd.DataFrame:
     """Greedy outcomes on the validation tasks after each epoch of stage 1, the column `epoch`; 0 is the base model."""
-    run, last = _train_epochs(config), config.sft.sft_epochs
+    run, last = _train_epochs(config), math.ceil(config.sft.sft_epochs)
     policies = [None, *(_after_epoch(run, epoch, last) for epoch in range(1, last + 1))]
     arms = ["base"] + ["sft"] * last
     found = [evaluate(config, policy, arm, "validation", "greedy") for policy, arm in zip(policies, arms, strict=True)]
@@ -330,10 +383,11 @@ def _after_epoch(run: Run, epoch: int, last: int) -> Run:
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:
     """``greedy``: one trial. ``sampled``: K trials with reflections. ``retry``: the same without a reflector."""
     trials, temperature = config.evaluation.eval_trials, config.evaluation.eval_temperature
+    once = replace(config.rollout, reflection_retries=0, reflection_samples=1)
     return {
-        "greedy": replace(config.rollout, trials=1, temperature=0.0),
-        "sampled": replace(config.rollout, trials=trials, temperature=temperature),
-        "retry": replace(config.rollout, trials=trials, temperature=temperature, reflect=False),
+        "greedy": replace(once, trials=1, temperature=0.0),
+        "sampled": replace(once, trials=trials, temperature=temperature),
+        "retry": replace(once, trials=trials, temperature=temperature, reflect=False),
     }
 
 
@@ -387,30 +441,76 @@ def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
     """
     changed = _arm_config(config, arm)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    trained = [train_sft(changed), *train_joint_rl(changed)]
+    trained = [train_sft(changed), *_second_stage(config, arm)]
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
     tables.save(config, table, f"outcomes-04-{arm}", trained)
     return table
 
 
 def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:
-    """Updates of stage 2 and rewarded examples by role, one row an arm, the full method first."""
+    """What each arm was trained on, one row an arm, the full method first.
+
+    Demonstrations and tokens of stage 1, updates, rewarded examples by role and tokens of stage 2.
+    """
     rows = []
     for arm in ("retroact", *arms):
-        done = [run.manifest["summary"] for run in train_joint_rl(_arm_config(config, arm))]
-        updates, examples, planner = (sum(s[name] for s in done) for name in ("updates", "examples", "planner"))
+        changed, second = _arm_config(config, arm), _second_stage(config, arm)
+        done = [run.manifest["summary"] for run in second]
+        updates, rewarded, planner = (sum(s[name] for s in done) for name in ("updates", "examples", "planner"))
         rows.append(
-            {"arm": arm, "updates": updates, "planner examples": planner, "reflector examples": examples - planner}
+            {
+                "arm": arm,
+                "demonstrations": changed.data.il_tasks,
+                "tokens, stage 1": _tokens(imitation_runs(changed)),
+                "updates": updates,
+                "planner examples": planner,
+                "reflector examples": rewarded - planner,
+                "tokens, stage 2": _tokens(second),
+            }
         )
     return pd.DataFrame(rows)
 
 
+def _second_stage(config: StudyConfig, arm: str) -> list[Run]:
+    return [] if arm == "longer_sft" else train_joint_rl(_arm_config(config, arm))
+
+
+def _tokens(trained: Sequence[Run]) -> int:
+    """Tokens that the updates of some runs saw."""
+    return sum(line["tokens"] for run in trained for line in run.metrics())
+
+
 def _arm_config(config: StudyConfig, arm: str) -> StudyConfig:
     changed = config.change(**ABLATIONS.get(arm, {}))
+    if arm == "longer_sft":
+        return _longer_sft(config)
     if arm != "continued_sft":
         return changed
     taken = sum(run.manifest["summary"]["updates"] for run in train_joint_rl(config))
-    return changed.change(max_updates=taken, rounds=1) if taken else config  # no update leaves stage 1's policy to both
+    rows = config.rl.rl_batch + config.rl.il_batch  # as many as both terms of the full method have
+    # without an update, stage 1's policy is left to both
+    return changed.change(max_updates=taken, rounds=1, il_batch=rows) if taken else config
+
+
+def _longer_sft(config: StudyConfig) -> StudyConfig:
+    """Settings of a stage 1 that also has the tokens which stage 2 plays and trains on.
+
+    It has more demonstrations, as far as there are any, and then more passes over them.
+    """
+    start, second = train_sft(config), train_joint_rl(config)
+    policy, env, spent = _lent_policy(config, None), environment(config), _tokens(second)
+    for number, run in enumerate([start, *second[:-1]]):
+        played = training_rollouts(config, run, number).file(TRAJECTORIES)
+        spent += examples.played_tokens(policy, env, read_trajectories(played))
+    more = 1 + spent / _tokens([_train_epochs(config)])
+    il_tasks = round(more * config.data.il_tasks)
+    try:
+        task_sets(config.change(il_tasks=il_tasks))
+    except ValueError:  # there are not so many
+        *_, (open_to_il, _) = _train_tasks(config)
+        il_tasks = len(open_to_il)
+    passes = more * config.sft.sft_epochs * config.data.il_tasks / il_tasks
+    return config.change(il_tasks=il_tasks, sft_epochs=round(passes, 2))
 
 
 def load_policy(config: StudyConfig, start: Run | None) -> Policy:

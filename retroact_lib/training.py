@@ -36,7 +36,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     """
     examples = _usable(examples, config)
     per_epoch = -(-len(examples) // config.sft_batch)
-    updates = per_epoch * config.sft_epochs
+    updates = math.ceil(per_epoch * config.sft_epochs)
     plan = _plan(len(examples), config.sft_batch, updates, seed)
     trainer = Trainer(policy, run, config, config.sft_lr, config.sft_warmup, updates, seed)
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):
@@ -56,7 +56,7 @@ def joint_rl(
 ) -> None:
     """Stage 2: L = L_PG + lambda L_IL on a fixed off-policy batch. Trains `policy` in place.
 
-    `pg_examples` must be scored (see `score`). Stops early when the KL estimate exceeds `config.max_kl`. With
+    `pg_examples` must be scored (see `score`). Stops early when `recent_kl` exceeds `config.max_kl`. With
     `pg_weight` 0 they are not looked at, and `max_updates` says how many imitation updates to take.
     Raises ValueError for empty data or unscored examples.
     """
@@ -88,7 +88,7 @@ def joint_rl(
     for update in progress(
         range(trainer.position, updates), "Joint RL", "update", done=trainer.position, total=updates
     ):
-        if run.metrics() and run.metrics()[-1].get("kl", 0.0) > config.max_kl:
+        if recent_kl(run.metrics()[-config.kl_updates :]) > config.max_kl:
             break
         terms = []
         if use_pg:
@@ -98,6 +98,12 @@ def joint_rl(
             shown = [il_examples[i] for i in il_plan[update]]
             terms.append(imitation_term(shown, sft_config.il_weighting, config.il_weight))
         trainer.update(terms, ratios)
+
+
+def recent_kl(metrics: Sequence[dict[str, float]]) -> float:
+    """The KL estimate over the agent tokens of some logged updates, in nats per token; 0 without any."""
+    tokens = sum(line.get("ratio_tokens", 0) for line in metrics)
+    return sum(line["kl"] * line["ratio_tokens"] for line in metrics if "kl" in line) / max(tokens, 1)
 
 
 def score(policy: Policy, examples: Sequence[Example], batch_tokens: int) -> list[Example]:

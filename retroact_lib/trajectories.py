@@ -6,7 +6,7 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,14 +77,49 @@ class Trial:
 
 @with_config(_EXACTLY)
 @dataclass
+class Retries:
+    """Trials that all go on from the same failed trial, with one more reflection or without."""
+
+    trial: int
+    """The failed trial, counted from 1."""
+    reflection: Reflection | None
+    """What was written after it and read by these trials; None where they read no further reflection."""
+    trials: list[Trial]
+
+
+@with_config(_EXACTLY)
+@dataclass
 class Trajectory:
-    """All trials at one task. `reflections[i]` was written after trial i and read by trial i + 1."""
+    """All trials at one task. `reflections[i]` was written after trial i and read by trial i + 1.
+
+    Where a reflection is judged by retries, each failed trial has one `Retries` without and at least one with a
+    reflection; the first retry with the first reflection is the next trial.
+    """
 
     task_id: str
     question: str
     family: str
     trials: list[Trial] = field(default_factory=list)
     reflections: list[Reflection] = field(default_factory=list)
+    retries: list[Retries] = field(default_factory=list)
+
+    def attempts(self) -> list[Trial]:
+        """Every trial once: those of the trajectory, and the retries beside it."""
+        beside, gone_on = [], set()
+        for group in self.retries:
+            is_next = group.reflection is not None and group.trial not in gone_on
+            beside += group.trials[1:] if is_next else group.trials
+            if is_next:
+                gone_on.add(group.trial)
+        return self.trials + beside
+
+    def _worth(self, k: int) -> str:
+        """What retries of the `k`-th trial earned, with the reflection that the trajectory went on with and without."""
+        groups = [group.trials for group in self.retries if group.trial == k][:2]
+        if not groups:
+            return ""
+        without, with_it = (sum(trial.reward for trial in trials) / len(trials) for trials in groups)
+        return f" (retries earn {with_it:.2f} with it, {without:.2f} without)"
 
     def __str__(self) -> str:
         parts = [f"Task {self.task_id} ({self.family})\nQuestion: {self.question}"]
@@ -92,7 +127,7 @@ class Trajectory:
             verdict = "success" if trial.success else "failure"
             parts.append(f"--- Trial {k + 1}: reward {trial.reward:.2f} ({verdict})\n{trial.transcript().rstrip()}")
             if k < len(self.reflections):
-                parts.append(f"--- Reflection {k + 1}: {self.reflections[k].text}")
+                parts.append(f"--- Reflection {k + 1}: {self.reflections[k].text}{self._worth(k + 1)}")
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
@@ -103,7 +138,8 @@ class Trajectory:
         for k, trial in enumerate(self.trials):
             parts.append(_trial_html(trial, title=f"Trial {k + 1}", memory=False))
             if k < len(self.reflections):
-                parts.append(_line_html("reflection", f"Reflection {k + 1}", self.reflections[k].text))
+                text = f"{self.reflections[k].text}{self._worth(k + 1)}"
+                parts.append(_line_html("reflection", f"Reflection {k + 1}", text))
         return _page("".join(parts))
 
 
@@ -124,6 +160,20 @@ def reflector_reward(previous: float, current: float, c: float = 1.0) -> float:
     if not c > 0:
         raise ValueError(f"the reflector reward coefficient c must be above 0, got {c}")
     return (current - previous) * (previous + c) / c
+
+
+def retry_credit(previous: float, with_it: Sequence[float], without: Sequence[float], c: float = 1.0) -> float:
+    """What a reflection earns by retries of the trial that it is about, which was rewarded R_{k-1} (`previous`).
+
+        r_reflect = (mean R with it - mean R without it) * (R_{k-1} + c) / c
+
+    What luck brings, it brings to both sides. A single greedy retry without it repeats the trial, so with one retry
+    and greedy decoding this is `reflector_reward`. Raises ValueError unless c > 0 and both sides hold a reward.
+    """
+    if not with_it or not without:
+        raise ValueError("a reflection is judged by at least one retry with it and one without")
+    gain = sum(with_it) / len(with_it) - sum(without) / len(without)
+    return reflector_reward(previous, previous + gain, c)
 
 
 # ------------------------------------------------------------------------------------------------------ JSONL store

@@ -72,7 +72,7 @@ def test_drawn_text_ends_where_it_should_and_is_scored(config, policy):
     assert len({turn.text for turn in turns}) > 1 and all(turn.logps is None for turn in turns)
     ends = [prompts.action_complete(turn.text) or turn.ids[-1] in policy.stop_ids for turn in turns]
     assert all(len(turn.ids) == 12 or end and len(turn.ids) < 12 for turn, end in zip(turns, ends, strict=True))
-    scores = config.change(negative_rewards=True, baseline=True).rl
+    scores = config.change(negative_rewards=True, baseline="role", objective="ppo").rl
     first = next(iter(found.values()))
     first.trials[1] = replace(first.trials[1], reward=1.0)
     rows = score(policy, rewarded_examples(policy, stages.environment(config), [first], scores), 512)

@@ -7,9 +7,17 @@ import pytest
 
 from retroact_lib import stages
 from retroact_lib.config import RLConfig, load_config
-from retroact_lib.examples import authors_examples, imitation_examples, read_examples, rewarded_examples, write_examples
+from retroact_lib.examples import (
+    authors_examples,
+    imitation_examples,
+    played_tokens,
+    read_examples,
+    rewarded_examples,
+    successes,
+    write_examples,
+)
 from retroact_lib.policy import Policy
-from retroact_lib.trajectories import Reflection, Trajectory, Trial, Turn
+from retroact_lib.trajectories import Reflection, Retries, Trajectory, Trial, Turn
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +139,58 @@ def test_what_earns_nothing_is_left_out_and_a_fall_only_on_request(policy, env):
     assert kept == [("planner", 0.5), ("reflector", -0.75)]
 
 
+def test_a_reflection_earns_what_its_retries_gain(policy, env):
+    made = trajectory(0.5, 1.0)
+    tried = {reward: trajectory(0.5, reward).trials[1] for reward in (0.0, 0.25, 0.5)}
+    made.retries = [
+        Retries(1, None, [tried[0.25], tried[0.25]]),
+        Retries(1, made.reflections[0], [made.trials[1], tried[0.0]]),
+        Retries(1, Reflection("It was the other table."), [tried[0.25], tried[0.25]]),
+    ]
+    rows = rewarded_examples(policy, env, [made], load_config("smoke", negative_rewards=True).rl)
+    assert earned(rows) == [
+        *[("planner", reward) for reward in (0.5, 1.0, 0.25, 0.25, 0.25, 0.25)],
+        ("reflector", pytest.approx((0.5 - 0.25) * 1.5)),  # the second reflection gains nothing and is left out
+    ]
+
+
+@pytest.mark.parametrize(("reveal", "verdict"), [(False, "Status: failed. Name"), (True, "failed, reward 0.50. Name")])
+def test_the_reflector_reads_a_reward_only_where_it_is_revealed(policy, env, reveal, verdict):
+    made, config = trajectory(0.5, 1.0), load_config("smoke").rl
+    imitated = imitation_examples(policy, env, [made], reveal_reward=reveal)
+    for row in (imitated[-1], rewarded_examples(policy, env, [made], config, reveal_reward=reveal)[-1]):
+        assert row.role == "reflector" and verdict in policy.tokenizer.decode(row.ids)
+
+
 def test_a_baseline_is_the_mean_of_the_role(policy, env):
-    rows = rewards(policy, env, trajectory(0.0, 1.0), trajectory(0.5, 0.5), baseline=True)
+    made = trajectory(0.0, 1.0), trajectory(0.5, 0.5)
+    rows = rewards(policy, env, *made, baseline="role", objective="ppo")
     assert rows == [("planner", -0.5), ("planner", 0.5), ("reflector", 0.5), ("reflector", -0.5)]
+
+
+def test_a_task_is_compared_with_its_other_examples(policy, env):
+    made = [trajectory(reward) for reward in (0.0, 0.5, 1.0, 0.25)]
+    made[3].task_id = "alone"
+    rows = rewards(policy, env, *made, baseline="task", objective="ppo")
+    # 0 - (0.5 + 1) / 2, 0.5 - (0 + 1) / 2, 1 - (0 + 0.5) / 2; the single example of a task tells nothing
+    assert rows == [("planner", -0.75), ("planner", 0.75)]
+
+
+def test_a_success_is_a_full_reward_or_a_reflection_that_helped(policy, env):
+    config = load_config("smoke", negative_rewards=True).rl
+    found = rewarded_examples(policy, env, [trajectory(0.0, 0.5, 1.0), trajectory(0.5, 0.25)], config)
+    assert ("reflector", -0.375) in earned(found) and ("planner", 0.5) in earned(found)
+    kept = successes(found)
+    assert earned(kept) == [("planner", 1.0), ("reflector", 1.0), ("reflector", 1.0)]
+    assert "Trial 3" in agent_text(policy, kept[0])
+
+
+def test_played_tokens_are_what_was_read_and_written(policy, env):
+    played = trajectory(0.0, 1.0)
+    ids = policy.encode(" I failed in trial 1.\n")
+    played.reflections[0] = dataclasses.replace(played.reflections[0], ids=ids)
+    (second, _), (first,) = (imitation_examples(policy, env, [made]) for made in (played, trajectory(1.0)))
+    assert played_tokens(policy, env, [played, played]) == 2 * (len(first.ids) + len(second.ids) + len(ids))
 
 
 def test_examples_come_back_from_their_file_as_they_were(policy, env, tmp_path):

@@ -810,7 +810,7 @@ def test_chat_expert_plays_the_loop(toy, endpoint, monkeypatch):
     assert toy.instruction in body["messages"][0]["content"]
     assert "Observation 1: [(4,)]\nThought 2:" in endpoint.requests[1][2]["messages"][1]["content"]
     reflector = endpoint.requests[2][2]["messages"][1]["content"]
-    assert reflector.endswith(f"Observation 2: [(4,)]\n{prompts.verdict(0.0)}")
+    assert reflector.endswith(f"Observation 2: [(4,)]\n{prompts.verdict(None)}")
 
 
 def test_chat_expert_answers_without_an_action(toy, endpoint):

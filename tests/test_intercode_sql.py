@@ -538,6 +538,35 @@ def test_a_version_has_the_same_questions_and_rows_under_other_names(env):
         assert not any("~" in task.meta["db"] for task in versioned.tasks(split))
 
 
+def test_a_question_is_asked_again_in_another_version_so_that_families_stay_in_turn(env):
+    once, thrice = InterCodeSQL(versions=4).tasks("train"), InterCodeSQL(versions=4, askings=3)
+    tasks = thrice.tasks("train")
+    assert len(tasks) == 3 * len(once) == len({task.id for task in tasks})
+    askings: dict[tuple[str, str], list] = {}
+    for task in tasks:
+        askings.setdefault((thrice.world_of(task), task.question), []).append(task)
+    for first, *others in askings.values():
+        assert {thrice.asks(task) for task in others} == {thrice.asks(first)}
+        assert len({task.meta["db"] for task in (first, *others)}) == 3
+        original = thrice.asks(first).removeprefix(f"{thrice.world_of(first)}: ")
+        assert thrice.gold_rows(others[-1]) == env.execute(thrice.world_of(first), original)
+    for family in ("count", "filter"):
+        asked = {}
+        for task in (task for task in tasks if task.family == family):
+            asked.setdefault(thrice.world_of(task), []).append(task.meta.get("again", 0))
+        assert asked and all(numbers == sorted(numbers) for numbers in asked.values())
+    families = Counter(task.family for task in thrice.tasks("train", 1200, families=["count", "filter", "superlative"]))
+    assert families["count"] == 3 * sum(task.family == "count" for task in once) > 150
+
+
+def test_two_wordings_of_a_gold_query_ask_the_same(env):
+    counts = env.tasks("train", families=["count"])
+    worded = {(env.world_of(task), task.question) for task in counts}
+    assert len({env.asks(task) for task in counts}) < len(worded) == len(counts)
+    elsewhere = {env.asks(task).split(":")[0] for task in counts}
+    assert elsewhere == {env.world_of(task) for task in counts}
+
+
 def test_the_names_of_versions_are_read_as_names():
     """None of them is a word that SQL keeps for itself, unless in backticks."""
     known = databases.load_databases()
@@ -624,6 +653,8 @@ def test_bad_arguments(env):
         InterCodeSQL(observation_chars=3)
     with pytest.raises(ValueError, match="time_limit"):
         InterCodeSQL(time_limit=0)
+    with pytest.raises(ValueError, match="askings must be from 1 to versions . 1, which is 3, not 4"):
+        InterCodeSQL(versions=2, askings=4)
     with pytest.raises(ValueError, match="Table 'singer.x' doesn't exist"):
         env.execute("singer", "SELECT 1 FROM x")
 

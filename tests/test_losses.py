@@ -24,6 +24,12 @@ def test_by_token_a_long_example_counts_more():
     assert losses.imitation_loss_by_token(LOGP, mask).item() == pytest.approx(6.5 / 4)
 
 
+def test_rejection_sampling_asks_neither_the_ratio_nor_the_reward():
+    behaviour, reward = LOGP - torch.rand(2, 3), torch.tensor([0.2, 3.0])
+    loss = losses.likelihood_loss(LOGP, behaviour, reward, MASK, eps=0.3)
+    assert loss.item() == losses.imitation_loss(LOGP, MASK).item()
+
+
 def test_truncated_loss_by_hand():
     behaviour = LOGP - torch.tensor([[math.log(2.0), 5.0, math.log(0.5)], [math.log(1.1), 0.0, 5.0]])
     reward = torch.tensor([1.0, 0.5])

@@ -5,19 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
 import torch
 
-from retroact_lib import files, paths, rollout, runs, stages, tables, training
+from retroact_lib import examples, files, paths, rollout, runs, stages, tables, training, trials
 from retroact_lib.config import ABLATIONS, load_config
 from retroact_lib.decoding import Reply
 from retroact_lib.envs import ENVIRONMENTS
 from retroact_lib.envs.base import Task
 from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
-from retroact_lib.trajectories import read_trajectories
+from retroact_lib.trajectories import Trial, read_trajectories
 
 
 @pytest.fixture
@@ -184,6 +185,29 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
         stages.learning_curve(config)
 
 
+@pytest.mark.parametrize("il_tasks", [20, 60])
+def test_no_two_parts_of_the_training_split_ask_the_same(config, il_tasks):
+    changed = config.change(il_tasks=il_tasks, corrected_tasks=3, versions=4, askings=3)
+    env, sets = stages.environment(changed), stages.task_sets(changed)
+    assert {name: len(sets[name]) for name in ("il", "rl", "known", "corrected")} == {
+        "il": il_tasks,
+        "rl": 4,
+        "known": 6,
+        "corrected": 3,
+    }
+    asked = {name: {env.asks(task) for task in sets[name]} for name in ("il", "rl", "known", "corrected")}
+    assert len(set.union(*asked.values())) == sum(map(len, asked.values()))
+    assert len({task.id for task in sets["il"]}) == il_tasks > len(asked["il"])
+
+
+def test_too_few_training_tasks_are_one_sentence(config):
+    with pytest.raises(ValueError, match="has 73 such tasks, so the limit cannot be 910"):
+        stages.task_sets(config.change(rl_tasks=900))
+    message = "too small for il 4, rl 60, known 6, of which no two may ask the same: il gets 0"
+    with pytest.raises(ValueError, match=message):
+        stages.task_sets(config.change(rl_tasks=60))
+
+
 def test_the_expert_ends_what_the_policy_began_and_stage_1_goes_on_with_it(config, monkeypatch):
     changed = config.change(corrected_tasks=4, max_steps=6, mask_slips=False)  # even where slips are imitated
     rows, train = [], training.sft
@@ -284,7 +308,8 @@ def test_a_policy_that_earns_nothing_stays_as_it_is(config):
     tables.save(config, metrics.assign(seed=0), "metrics-rl")
     assert len(tables.read(config, "metrics-rl")) == 1
     sizes = stages.training_sizes(config, ["continued_sft"]).set_index("arm")
-    assert sizes.loc["continued_sft"].tolist() == sizes.loc["retroact"].tolist() == [0, 0, 0]
+    assert sizes.loc["continued_sft"].tolist() == sizes.loc["retroact"].tolist()
+    assert (sizes.loc["retroact", "updates":] == 0).all() and sizes.loc["retroact", "demonstrations"] == 4
 
 
 def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(config, monkeypatch):
@@ -300,7 +325,9 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
     table = stages.run_ablation(two, "continued_sft")
     assert set(table["mode"]) == {"greedy", "sampled"} and set(table["reward"]) == {0.5}
     sizes = stages.training_sizes(two, ["continued_sft"]).set_index("arm")
-    assert sizes.loc["retroact"].tolist() == [8, 16, 0] and sizes.loc["continued_sft"].tolist() == [8, 0, 0]
+    trained_on = sizes[["updates", "planner examples", "reflector examples"]]
+    assert trained_on.loc["retroact"].tolist() == [8, 16, 0]
+    assert trained_on.loc["continued_sft"].tolist() == [8, 0, 0]
     (scored,) = {  # arms that learn from the same rollouts share their scoring
         stages.score(arm, start, stages.training_rollouts(arm, start)).key
         for arm in (two, two.change(roles="reflector"), two.change(il_weight=0.0), two.change(objective="ppo"))
@@ -312,6 +339,71 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
     assert stages.training_sizes(two, ["reflector_only"])["updates"].tolist() == [8, 0]
     sft = stages.evaluate_arm(two, stages.train_sft(two), "reflector_only", splits=("test",))
     assert stayed.equals(sft), "an arm without examples stays where stage 1 left it"
+
+
+def test_reflections_are_judged_by_retries_from_the_same_failed_trial(config, monkeypatch):
+    start = stages.train_sft(config)
+
+    def record(self):
+        return Trial(self.reflections, self.turns, sum(self.turns[0].ids) % 7 / 10, False)
+
+    monkeypatch.setattr(trials.Attempt, "record", record)
+    config = config.change(trials=3)
+    changed = config.change(reflection_retries=2, reflection_samples=3, negative_rewards=True)
+    rolled = stages.training_rollouts(changed, start)
+    plain, judged = (
+        read_trajectories(run.file(stages.TRAJECTORIES)) for run in (stages.training_rollouts(config, start), rolled)
+    )
+    assert essence(plain) == essence(judged) and len(judged) == 4
+    for trajectory in judged:
+        assert [group.trial for group in trajectory.retries] == [1] * 4 + [2] * 4
+        for k in (1, 2):
+            without, first, *others = trajectory.retries[4 * k - 4 : 4 * k]
+            memory = [reflection.text for reflection in trajectory.reflections[: k - 1]]
+            assert without.reflection is None and all(trial.reflections == memory for trial in without.trials)
+            assert first.reflection == trajectory.reflections[k - 1] and first.trials[0] == trajectory.trials[k]
+            for group in (first, *others):
+                assert all(trial.reflections == [*memory, group.reflection.text] for trial in group.trials)
+            assert [len(group.trials) for group in (without, first, *others)] == [2] * 4
+            assert len({tuple(group.reflection.ids) for group in (first, *others)}) == 3
+        written = {tuple(trial.turns[0].ids) for trial in trajectory.attempts()}
+        assert len(trajectory.attempts()) == 3 + 2 * 7 and len(written) > 10
+    scored = stages.score(changed, start, rolled)
+    rows = examples.read_examples(scored.file(stages.EXAMPLES))
+    assert sum(row.role == "reflector" for row in rows) > 2 * 4  # more than there are failed trials before others
+    assert scored.manifest["summary"]["sampler_gap"] < 1e-4, "a reflector read another text than was scored"
+
+
+def test_controls_have_the_updates_the_examples_and_the_tokens_of_stage_2(config, monkeypatch):
+    start = stages.train_sft(config)
+    with monkeypatch.context() as pleased:
+        pleased.setattr("retroact_lib.envs.intercode_sql.env.SqlEpisode.reward", lambda self: 0.5)
+        (full,) = stages.train_joint_rl(config)
+    rolled = read_trajectories(stages.training_rollouts(config, start).file(stages.TRAJECTORIES))
+    seen, joint_rl = [], training.joint_rl
+    monkeypatch.setattr(training, "joint_rl", lambda *given: (seen.append(given[3]), joint_rl(*given)))
+    stages.run_ablation(config, "continued_sft")
+    (used,) = seen
+    assert (used.il_batch, used.max_updates, used.pg_weight) == (4, len(full.metrics()), 0)  # 2 + 2 examples an update
+    table = stages.run_ablation(config, "longer_sft")
+    assert set(table["arm"]) == {"longer_sft"} and set(table["mode"]) == {"greedy", "sampled"} and len(seen) == 1
+    sizes = stages.training_sizes(config, ["continued_sft", "longer_sft"]).set_index("arm")
+    retroact, longer = sizes.loc["retroact"], sizes.loc["longer_sft"]
+    policy = stages.load_policy(config, None)
+    played = examples.played_tokens(policy, stages.environment(config), rolled)
+    wanted = retroact["tokens, stage 1"] + retroact["tokens, stage 2"] + played
+    assert longer["tokens, stage 1"] == pytest.approx(wanted, rel=0.15) and longer["demonstrations"] > 4
+    assert longer["updates"] == longer["tokens, stage 2"] == 0 < retroact["updates"]
+    assert sizes.loc["continued_sft", "updates"] == retroact["updates"]
+
+
+@pytest.mark.parametrize(("reward", "rows"), [(0.5, 0), (1.0, 4)])
+def test_rejection_sampling_learns_from_own_successes_alone(config, monkeypatch, reward, rows):
+    stages.train_sft(config)
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.env.SqlEpisode.reward", lambda self: reward)
+    with nullcontext() if rows else pytest.warns(UserWarning, match="No rollout left a rewarded example"):
+        (run,) = stages.train_joint_rl(config.change(objective="likelihood"))
+    assert run.manifest["summary"] == {"updates": rows // 2, "examples": rows, "planner": rows, "too_long": 0}
 
 
 def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):

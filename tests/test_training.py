@@ -451,6 +451,33 @@ def test_an_update_in_parts_has_the_loss_of_the_whole(policy, tmp_path, weightin
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_the_kl_estimate_weighs_updates_by_their_tokens():
+    metrics = [{"kl": 0.4, "ratio_tokens": 10}, {"il_loss": 1.0}, {"kl": 0.1, "ratio_tokens": 30}]
+    assert training.recent_kl(metrics) == pytest.approx((4 + 3) / 40)
+    assert training.recent_kl([]) == training.recent_kl(metrics[1:2]) == 0
+
+
+def test_failures_push_within_bounds_under_ppo(tiny_checkpoint, tmp_path):
+    """Rows that are all to become less probable: the clipped objective lets go of them, the truncated one does not."""
+    moved = {}
+    for objective in ("ppo", "truncated"):
+        policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
+        rows = [dataclasses.replace(row, reward=-1.0) for row in training.score(policy, some_examples(4), 512)]
+        run = Run.open(tmp_path, objective, {}, {})
+        config = RLConfig(rl_batch=4, rl_epochs=40, rl_lr=5e-3, il_weight=0.0, max_kl=math.inf, objective=objective)
+        training.joint_rl(policy, rows, [], config, SFTConfig(), run, seed=0)
+        moved[objective] = run.metrics()[-1]["kl"]
+    assert moved["ppo"] < 0.3 < moved["truncated"]
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(0.5, 2), (1, 3), (1.5, 5)])
+def test_a_part_of_an_epoch_is_a_part_of_its_updates(policy, tmp_path, epochs, updates):
+    run = Run.open(tmp_path, "t", {}, {})
+    training.sft(policy, some_examples(5), SFTConfig(sft_epochs=epochs, sft_batch=2), run, seed=0)
+    assert len(run.metrics()) == updates
+    assert (run.path / training.EPOCH_ADAPTER.format(1)).exists() == (epochs > 1)
+
+
 def test_training_lowers_the_loss(tiny_checkpoint, tmp_path):
     policy = Policy.load(PolicyConfig(checkpoint=str(tiny_checkpoint), **EXACT), seed=0)
     run = Run.open(tmp_path, "t", {}, {})

@@ -12,12 +12,14 @@ import pytest
 from retroact_lib.authors import read_authors_file, split_authors_output
 from retroact_lib.trajectories import (
     Reflection,
+    Retries,
     Trajectory,
     Trial,
     Turn,
     append_trajectories,
     read_trajectories,
     reflector_reward,
+    retry_credit,
     write_trajectories,
 )
 
@@ -48,6 +50,17 @@ def example(i: int = 0) -> Trajectory:
 
 
 # --------------------------------------------------------------------------------------------------------- rewards
+
+
+def test_a_reflection_is_worth_what_retries_gain_by_it():
+    # (1 + 0.5) / 2 with it, (0 + 0.25) / 2 without, after a trial that was half right
+    assert retry_credit(0.5, [1.0, 0.5], [0.0, 0.25], c=1.0) == pytest.approx((0.75 - 0.125) * 1.5)
+    # luck that comes without it too earns nothing
+    assert retry_credit(0.0, [1.0, 0.0], [0.0, 1.0]) == 0
+    # one greedy retry without it repeats the trial
+    assert retry_credit(0.4, [0.9], [0.4], c=2.0) == pytest.approx(reflector_reward(0.4, 0.9, c=2.0))
+    with pytest.raises(ValueError, match="at least one retry with it and one without"):
+        retry_credit(0.5, [1.0], [])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +177,25 @@ def test_slips_are_kept_and_older_files_have_none(tmp_path):
         del turn["slip"]
     path.write_text(json.dumps(older) + "\n")
     assert [turn.slip for turn in read_trajectories(path)[0].trials[0].turns] == [False, False]
+
+
+def test_retries_are_kept_and_every_attempt_counts_once(tmp_path):
+    made = example()
+    failed, solved = made.trials
+    made.retries = [
+        Retries(1, None, [failed, failed]),
+        Retries(1, made.reflections[0], [solved, failed]),  # the trajectory went on with the first
+        Retries(1, Reflection("Look closer."), [solved, solved]),
+    ]
+    assert made.attempts() == [failed, solved, failed, failed, failed, solved, solved]
+    worth = "(retries earn 0.67 with it, 0.33 without)"
+    assert f"Reflection 1: Look & think. {worth}" in str(made) and worth in made._repr_html_()
+    write_trajectories(tmp_path / "t.jsonl", [made])
+    assert read_trajectories(tmp_path / "t.jsonl") == [made]
+    record = json.loads((tmp_path / "t.jsonl").read_text())
+    del record["retries"]  # as older files are
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_trajectories(tmp_path / "t.jsonl") == [example()]
 
 
 def test_whole_numbers_read_as_floats(tmp_path):

@@ -109,6 +109,10 @@ class Env(ABC):
     def world_of(self, task: Task) -> str:
         """The database, room, ... that the task is set in."""
 
+    def asks(self, task: Task) -> str:
+        """What the task asks: alike in two tasks that differ in their words alone."""
+        return task.id
+
     @abstractmethod
     def solution(self, task: Task) -> list[str]:
         """The actions that solve the task, for a person to read."""

@@ -113,7 +113,7 @@ class _ChatSession(Session):
 
     def reflect(self, trial: Trial) -> str:
         head = prompts.planner_prompt(self.task.question, trial.reflections)
-        user = f"{head}\n{trial.transcript()}{prompts.verdict(trial.reward)}"
+        user = f"{head}\n{trial.transcript()}{prompts.verdict(None)}"
         answer = self.expert.complete(self.env.instruction, user, self.rng.getrandbits(31))
         text = re.sub(r"^Reflection(?: \d+)?:\s*", "", " ".join(answer.split()))
         if not text:

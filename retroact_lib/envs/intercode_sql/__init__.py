@@ -17,6 +17,8 @@ class Options:
     """Official questions: those whose database neither training nor validation has (``unseen``), or ``all``."""
     versions: int = 0
     """Training questions are set in so many versions of their databases, whose tables and columns have other names."""
+    askings: int = 1
+    """A training question is asked so many times, each time in another of these databases."""
 
     def __post_init__(self):
         known = ("mysql", "compact", "names")
@@ -26,6 +28,8 @@ class Options:
             raise ValueError(f"official is {self.official!r}; expected unseen or all.")
         if self.versions < 0:
             raise ValueError(f"versions is {self.versions}; expected 0 or more.")
+        if not 1 <= self.askings <= self.versions + 1:
+            raise ValueError(f"askings is {self.askings}; expected 1 to {self.versions + 1}, which is versions + 1.")
         if self.observation_chars < 40:
             raise ValueError(f"observation_chars is {self.observation_chars}; expected at least 40.")
 

@@ -23,9 +23,9 @@ from sqlglot import exp
 from retroact_lib.envs.base import Env, Episode, Step, Task, in_turn
 from retroact_lib.envs.intercode_sql.databases import load_databases, real_questions
 from retroact_lib.envs.intercode_sql.engine import Row, SqlDatabase, SqlError
-from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, generate
+from retroact_lib.envs.intercode_sql.questions import GOLD_SECONDS, Draft, generate
 from retroact_lib.envs.intercode_sql.reading import is_error
-from retroact_lib.envs.intercode_sql.versions import new_names, translated, version
+from retroact_lib.envs.intercode_sql.versions import Names, new_names, translated, version
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase
 from retroact_lib.envs.official import read_list
 from retroact_lib.trajectories import Trial
@@ -79,6 +79,7 @@ class InterCodeSQL(Env):
             ("unseen"), or all.
         versions: the training questions are set in so many versions of their databases beside the original, in which
             tables and columns go by other names (`versions`); 0 is the originals alone.
+        askings: a training question is asked so many times, in a version of its own each time.
 
     Raises FileNotFoundError if the databases are not installed, ValueError for a bad argument.
     """
@@ -109,6 +110,7 @@ class InterCodeSQL(Env):
         time_limit: float = 2.0,
         official: str = "unseen",
         versions: int = 0,
+        askings: int = 1,
     ) -> None:
         if describe not in ("mysql", "compact", "names"):
             raise ValueError(f"describe must be 'mysql', 'compact' or 'names', not {describe!r}.")
@@ -118,6 +120,8 @@ class InterCodeSQL(Env):
             raise ValueError(f"official must be 'unseen' or 'all', not {official!r}.")
         if versions < 0:
             raise ValueError(f"versions must be 0 or more, not {versions}.")
+        if not 1 <= askings <= versions + 1:
+            raise ValueError(f"askings must be from 1 to versions + 1, which is {versions + 1}, not {askings}.")
         if not time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, not {time_limit}.")
         self.data = data
@@ -127,13 +131,14 @@ class InterCodeSQL(Env):
         self.time_limit = time_limit
         self.official = official
         self.versions = versions
+        self.askings = askings
         self._databases = load_databases()
         self._engines: dict[str, SqlDatabase] = {}
         self._golds: dict[tuple[str, str], list[Row]] = {}
         self._pools: dict[str, list[Task]] = {}
 
     def order(self, pool: Sequence[Task], rng: random.Random, families: Collection[str]) -> list[Task]:
-        """Families in turn and, within a family, databases in turn; see `Env.order`."""
+        """Families in turn and, within a family, databases in turn, whose questions are all asked before any again."""
         by_family: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
         for task in pool:
             by_family[task.family][self.world_of(task)].append(task)
@@ -143,6 +148,7 @@ class InterCodeSQL(Env):
             rng.shuffle(lists)
             for tasks in lists:
                 rng.shuffle(tasks)
+                tasks.sort(key=lambda task: task.meta.get("again", 0))
             turns.append(in_turn(lists))
         rng.shuffle(turns)
         return [task for task in in_turn(turns) if self._wanted(task, families)]
@@ -153,6 +159,10 @@ class InterCodeSQL(Env):
 
     def world_of(self, task: Task) -> str:
         return task.meta["db"].partition("~")[0]
+
+    def asks(self, task: Task) -> str:
+        """Database and gold query, in the names of the original database."""
+        return f"{self.world_of(task)}: {task.meta.get('original', task.meta['gold'])}"
 
     def solution(self, task: Task) -> list[str]:
         return [f"execute[{task.meta['gold']}]", "submit"]
@@ -227,33 +237,40 @@ class InterCodeSQL(Env):
 
     def _generated(self, split: str, db: str) -> list[Task]:
         tasks = []
-        schema = self.schema(db)
         versions = [new_names(self._databases[db], number) for number in range(self.versions + 1)]
         for family, made in generate(db, self._engine(db)).items():
             for number, (question, draft, rows) in enumerate(made):
                 task_id = f"{split}/{db}/{family}/{number:04d}"
-                drawn = random.Random(task_id).randint(0, self.versions) if split == "train" else 0
-                names = versions[drawn]
-                gold = translated(draft.gold, names)
-                spoken = {
-                    names.column(table, column): phrase(WORDS[db][table], column)
-                    for table in reversed(draft.tables)
-                    for column in draft.columns
-                    if any(column == name for name, _ in schema[table])
-                }
-                named = (quoted or word for quoted, word in _NAMES.findall(gold))
-                words = {name: spoken[name] for name in dict.fromkeys(named) if name in spoken}
-                meta = {
-                    "db": f"{db}~{drawn}" if drawn else db,
-                    "gold": gold,
-                    "tables": [names.table(table) for table in draft.tables],
-                    "columns": list(words),
-                    "words": words,
-                    "nouns": {names.table(t): [WORDS[db][t].many, WORDS[db][t].one] for t in draft.tables},
-                }
-                tasks.append(Task(f"{task_id}~{drawn}" if drawn else task_id, question, family, meta))
-                self._golds[meta["db"], meta["gold"]] = rows
+                drawn = random.Random(task_id).sample(range(len(versions)), self.askings) if split == "train" else [0]
+                for again, version_number in enumerate(drawn):
+                    meta = self._meta(db, draft, version_number, versions[version_number])
+                    if again:
+                        meta["again"] = again
+                    own_id = f"{task_id}~{version_number}" if version_number else task_id
+                    tasks.append(Task(own_id, question, family, meta))
+                    self._golds[meta["db"], meta["gold"]] = rows
         return tasks
+
+    def _meta(self, db: str, draft: Draft, number: int, names: Names) -> dict:
+        """What the evaluator and the expert need of a question that is asked in version `number` of its database."""
+        gold, schema = translated(draft.gold, names), self.schema(db)
+        spoken = {
+            names.column(table, column): phrase(WORDS[db][table], column)
+            for table in reversed(draft.tables)
+            for column in draft.columns
+            if any(column == name for name, _ in schema[table])
+        }
+        named = (quoted or word for quoted, word in _NAMES.findall(gold))
+        words = {name: spoken[name] for name in dict.fromkeys(named) if name in spoken}
+        meta = {
+            "db": f"{db}~{number}" if number else db,
+            "gold": gold,
+            "tables": [names.table(table) for table in draft.tables],
+            "columns": list(words),
+            "words": words,
+            "nouns": {names.table(t): [WORDS[db][t].many, WORDS[db][t].one] for t in draft.tables},
+        }
+        return {**meta, "original": draft.gold} if number else meta
 
     def _given(self, split: str, entries: dict[int, dict[str, str]]) -> list[Task]:
         """The tasks of entries by their place in the file."""
