@@ -541,6 +541,30 @@ def test_a_name_without_its_backticks_is_a_slip_that_is_mended():
         assert "in backticks." in said, said
 
 
+def test_a_condition_that_the_question_does_not_name_is_taken_back():
+    env, mended = InterCodeSQL(), 0
+    for task in env.tasks("train", 200):
+        query = Query(task.meta["gold"], env.schema(task.meta["db"]), task.meta["words"])
+        if slip := MISTAKES["added_filter"](query, random.Random(0)):
+            (trial,) = ScriptedSQLExpert().correct(env, task, begun(("So.", f"execute[{slip.sql}]"))).trials
+            assert trial.turns[0].observation in ("[]", "[(0,)]", "[(None,)]")
+            assert "The question names no condition." in " ".join(thoughts(trial)) and trial.success
+            mended += 1
+    assert mended > 40
+
+
+def test_a_table_lacks_what_the_question_names_not_what_another_table_calls_it():
+    env = InterCodeSQL(versions=8)
+    told = 0
+    for task in env.tasks("train", 400):
+        words = task.meta["words"]
+        for trial in ScriptedSQLExpert().demonstrate(env, task, mistake_rate=1.0, seed=1).trials:
+            for said in re.findall(r"^\w+ has no (.*?)\.", "\n".join(thoughts(trial)), re.M):
+                assert said in words.values(), said
+                told += 1
+    assert told > 10
+
+
 def test_a_text_without_its_quotes_is_a_slip_that_is_mended():
     env = InterCodeSQL()
     said = set()
@@ -714,7 +738,7 @@ def test_the_rows_of_an_observation():
 @pytest.mark.parametrize("env_name", ["intercode_sql", "hotpotqa"])
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu"])
 def test_a_policy_may_write_as_much_as_the_expert_does(profile, env_name, default_checkpoint):
-    names = {"versions": 8} if env_name == "intercode_sql" else {}
+    names = {"versions": 8, "askings": 2} if env_name == "intercode_sql" else {}
     config = load_config(profile, env=env_name, il_tasks=40 if profile == "smoke" else 100, mistake_rate=1.0, **names)
     tokenizer = AutoTokenizer.from_pretrained(default_checkpoint.path_or_hub_id)
     limits = {"max_steps": config.rollout.max_steps, "max_repeats": config.rollout.max_repeats}

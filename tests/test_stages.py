@@ -392,7 +392,7 @@ def test_controls_have_the_updates_the_examples_and_the_tokens_of_stage_2(config
     policy = stages.load_policy(config, None)
     played = examples.played_tokens(policy, stages.environment(config), rolled)
     wanted = retroact["tokens, stage 1"] + retroact["tokens, stage 2"] + played
-    assert longer["tokens, stage 1"] == pytest.approx(wanted, rel=0.15) and longer["demonstrations"] > 4
+    assert longer["tokens, stage 1"] == pytest.approx(wanted, rel=0.25) and longer["demonstrations"] > 4
     assert longer["updates"] == longer["tokens, stage 2"] == 0 < retroact["updates"]
     assert sizes.loc["continued_sft", "updates"] == retroact["updates"]
 

@@ -40,6 +40,8 @@ SECOND_SLIP = 0.2
 """Chance that a slip is followed by a second one: in the same trial if the first is mended there, else in the next."""
 BLIND = 0.1
 """Chance that somebody who makes up a column has not looked at the table."""
+SEEN = 0.75
+"""Chance that somebody who looked at the wrong table sees so from its columns, before any query."""
 MOST_NAMES = 8
 """A thought lists the tables that an observation showed if there are at most this many."""
 
@@ -251,6 +253,8 @@ class _Attempt:
             tried, keys = join_keys(_parsed(sql, self.query).select), join_keys(self.query.select)
             if keys and tried and tried != keys:
                 return f"Nothing joins on {tried[0]}. {listed(self.tables)} share {keys[0]}."
+            if not self.query.select.args.get("where") and re.search(r"\bwhere\b", sql, re.I):
+                return f"{found.words} The question names no condition."
             return (yield from self._find_value(found.words))
         return found.words
 
@@ -364,7 +368,7 @@ class _Attempt:
             other = _first_table(slip.sql)
             thought = self.say(_FIRST, table=other, tables=other)
             seen = yield from self._do(thought, f"execute[{_desc(other)}]", slip=True)
-            if self.of.rng.random() < 0.5 and (found := absent(self.columns.get(other, []), self.query)):
+            if self.of.rng.random() < SEEN and (found := absent(self.columns.get(other, []), self.query)):
                 return seen, found
         elif fresh:
             made_up = slip.name in ("guessed_column", "repeated_error") and self.of.rng.random() < BLIND

@@ -246,14 +246,39 @@ def _unquoted_value(query: Query, rng: random.Random) -> Mistake | None:
     )
 
 
+def _bare_name(query: Query, rng: random.Random) -> Mistake | None:
+    """A name with spaces or brackets that lacks its backticks."""
+    odd = [name for name in query.names() if re.search(r"[^\w]", name) and quoted(name) in query.sql]
+    if not odd:
+        return None
+    name = rng.choice(odd)
+    did, plan = f"wrote {name} without backticks", f"write {quoted(name)} in backticks"
+    return Mistake("bare_name", query.sql.replace(quoted(name), name), did, plan)
+
+
+def _added_filter(query: Query, rng: random.Random) -> Mistake | None:
+    """A condition where the question has none: a column that is said to hold what the question calls another."""
+    tree, select = query.copy()
+    if any(select.args.get(part) for part in ("where", "having", "joins")) or len(query.tables) != 1:
+        return None
+    (table,) = query.tables
+    columns = [name for name in query.columns(table) if name not in query.names()]
+    if not columns or isinstance(tree, exp.SetOperation):
+        return None
+    column, value = rng.choice(columns), rng.choice([*query.words.values(), table])
+    name = exp.column(exp.to_identifier(column, quoted=quoted(column) != column))
+    select.where(exp.EQ(this=name, expression=exp.Literal.string(value)), copy=False)
+    return Mistake(
+        "added_filter",
+        render(tree),
+        f"asked for {column} = '{value}', which the question does not say",
+        "leave that condition out",
+    )
+
+
 def _syntax(query: Query, rng: random.Random) -> Mistake | None:
     """A query that does not parse: quotes, a bracket or a word left out, letters the wrong way round."""
     sql = query.sql
-    odd = [name for name in query.names() if re.search(r"[^\w]", name) and quoted(name) in sql]
-    if odd and rng.random() < 0.5:
-        name = rng.choice(odd)
-        did, plan = f"wrote {name} without backticks", f"write {quoted(name)} in backticks"
-        return Mistake("syntax", sql.replace(quoted(name), name), did, plan)
     bare = re.sub("`[^`]*`", lambda name: "_" * len(name[0]), sql)
     broken = [sql[:at] + sql[at + 1 :] for mark in ("'", ")") if (at := bare.rfind(mark)) > 0]
     broken += [sql.replace(word, short, 1) for word, short in _SHORTENED.items() if word in sql]
@@ -496,6 +521,8 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
     "repeated_error": _repeated_error,
     "elsewhere": _elsewhere,
     "unquoted_value": _unquoted_value,
+    "bare_name": _bare_name,
+    "added_filter": _added_filter,
     "syntax": _syntax,
     "forgotten_distinct": _forgotten_distinct,
     "wrong_aggregate": _wrong_aggregate,
@@ -516,12 +543,15 @@ MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
 WEIGHTS = {
     "repeated_error": 0.25,
     "submitted_early": 0.5,
-    "syntax": 0.7,
+    "unquoted_value": 0.25,
+    "syntax": 0.5,
     "guessed_column": 2.0,
-    "looked_elsewhere": 2.0,
+    "looked_elsewhere": 4.0,
+    "bare_name": 3.0,
+    "added_filter": 2.0,
 }
-"""Weights other than 1: slips that make long transcripts come less often, and those that a policy makes most come more
-often."""
+"""Weights other than 1: slips that make long transcripts, or whose remedy a policy takes for that of others, come less
+often, and those that a policy makes most come more often."""
 
 
 def draw_mistake(query: Query, rng: random.Random, avoid: Sequence[str] = ()) -> Mistake | None:

@@ -33,8 +33,8 @@ class Problem:
     kind: str
     """One of the kinds above."""
     words: str
-    """TABLE and COLUMN: the name that does not exist. SYNTAX: the text near the error. ABSENT: the words of the column
-    that is not there. Others: a whole sentence."""
+    """TABLE and COLUMN: the name that does not exist. SYNTAX: the text near the error. ABSENT: what the question calls
+    the column that is not there. Others: a whole sentence."""
 
 
 def problem(observation: str, asked: Query) -> Problem | None:
@@ -65,7 +65,7 @@ def absent(columns: list[str], asked: Query) -> Problem | None:
     there = {name.lower() for name in columns}
     wanted_columns = [column.name for column in asked.tree.find_all(exp.Column) if not column.is_star]
     missing = next((name for name in wanted_columns if name.lower() not in there), None)
-    return Problem(ABSENT, " ".join(name_words(missing))) if missing else None
+    return Problem(ABSENT, asked.words.get(missing) or " ".join(name_words(missing))) if missing else None
 
 
 def is_error(observation: str) -> bool:

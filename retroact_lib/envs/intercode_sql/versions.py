@@ -25,7 +25,7 @@ from retroact_lib.envs.intercode_sql.query import SPELLINGS, name_words, quoted
 from retroact_lib.envs.intercode_sql.words import WORDS, phrase, plural
 from retroact_lib.files import digest_of
 
-_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _NUMBERED, _ODD = 0.15, 0.5, 0.3, 0.4, 0.08, 0.15
+_KEPT, _BY_WORDS, _PREFIXED, _SHORTENED, _NUMBERED, _ODD = 0.15, 0.5, 0.3, 0.2, 0.08, 0.15
 """Chances: a column keeps its name; it is named by the words of questions; the table's word stands before it; its long
 words are cut short; a number stands behind it; its words are written with spaces, or the last of them in brackets."""
 _ODDLY = (
@@ -39,7 +39,7 @@ _SHORT = {"number": "num", "average": "avg", "percentage": "pct", "quantity": "q
 
 _LIST = ("data", "list", "info")
 """Words that some databases put behind a table's name."""
-_TABLE_KEPT, _TABLE_SHORTENED, _LISTED = 0.2, 0.2, 0.15
+_TABLE_KEPT, _TABLE_SHORTENED, _LISTED = 0.2, 0.1, 0.15
 """Chances: a table keeps its name; its long words are cut short; such a word stands behind it."""
 
 
