@@ -148,6 +148,10 @@ class RolloutConfig:
         _require(retries >= 0, f"reflection_retries is {retries}; expected 0 or more.")
         judged = drawn == 1 or (drawn > 1 and retries > 0)
         _require(judged, f"reflection_samples is {drawn}; expected 1, or more with reflection_retries above 0.")
+        gone_on = retries == 0 or (self.reflect and self.trials > 1)
+        _require(gone_on, f"reflection_retries is {retries}; expected 0 without a second trial and reflections.")
+        drawn_apart = self.temperature > 0 or (retries <= 1 and drawn == 1)
+        _require(drawn_apart, "temperature is 0, so that further retries or reflections would all be the same.")
         for name in ("max_steps", "max_repeats", "max_action_tokens", "max_reflection_tokens", "num_parallel", "chunk"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
         least = self.max_context - self.token_budget + 256
@@ -236,7 +240,7 @@ class RLConfig:
     """Whose examples carry the policy gradient: ``both``, ``planner`` or ``reflector``."""
     baseline: str = "none"
     """What a reward is compared with, roles apart: ``none``; ``role``, the mean of the role; ``task``, the mean of the
-    other examples of the task (leave-one-out). Failures then have negative rewards, which only ``ppo`` bounds."""
+    other draws of the same text (leave-one-out). Failures then have negative rewards, which only ``ppo`` bounds."""
     negative_rewards: bool = False
     """Keep reflections after which the reward fell; their reward is negative (see `losses.truncated_loss`)."""
     max_kl: float = 0.5
@@ -488,16 +492,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "slips_imitated": {"mask_slips": False},
     "ppo": {"objective": "ppo"},
     "separate_adapters": {"separate_adapters": True},
-    "rejection_sampling": {"objective": "likelihood"},
+    "rejection_sampling": {"objective": "likelihood", "baseline": "none"},
     "continued_sft": {"pg_weight": 0.0},
     "longer_sft": {},
     "plain_retry": {},
 }
-"""Arm of notebook 04 -> the settings in which it differs from the full method; `CONTROLS` has others."""
+"""Arm of notebook 04 -> the settings in which it differs from the full method; see also `CONTROLS`."""
 CONTROLS: dict[str, str] = {
     "rejection_sampling": "stage 2 imitates its own successes, beside the expert's",
     "continued_sft": "stage 2 takes as many updates of as many examples, all of them the expert's",
-    "longer_sft": "no stage 2: stage 1 has more demonstrations, for the tokens that stage 2 plays and trains on",
+    "longer_sft": "no stage 2: stage 1 has more demonstrations or passes, for the tokens that stage 2 plays and sees",
     "plain_retry": "no reflections when evaluated",
 }
 """Arm of notebook 04 that asks whether it was the method at all -> what it does in place of it."""

@@ -12,7 +12,7 @@ import html
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,49 +90,51 @@ def rewarded_examples(
     reflection where there are some (`trajectories.retry_credit`). `config.baseline` is subtracted first, and examples
     that earn nothing are left out. `behaviour_logp` is still empty: see `training.score`.
     """
-    planner, reflector = [], []
-    for trajectory in trajectories:
-        for trial in trajectory.attempts():
+    planner: list[tuple[Example, Hashable]] = []
+    reflector: list[tuple[Example, Hashable]] = []
+    for number, trajectory in enumerate(trajectories):
+        for before, trial in trajectory.attempts():
             example = _planner_example(policy, env, trajectory, trial, mask_observations)
-            planner.append(replace(example, reward=trial.reward))
+            alike = trajectory.task_id, before, tuple(trial.reflections)
+            planner.append((replace(example, reward=trial.reward), alike))
         for k, reflection, reward in _judged(trajectory, config.reflector_c):
             example = _reflector_example(policy, env, trajectory, k, reflection, reveal_reward)
-            reflector.append(replace(example, reward=reward))
+            reflector.append((replace(example, reward=reward), (number, k)))
     kept = []
     for made in (planner, reflector):
-        made = BASELINES[config.baseline](made)
-        if not config.negative_rewards and config.baseline == "none":
-            made = [example for example in made if example.reward > 0]
-        kept += [example for example in made if example.reward != 0 and any(example.mask)]
+        advantages = BASELINES[config.baseline]([example.reward for example, _ in made], [alike for _, alike in made])
+        for (example, _), advantage in zip(made, advantages, strict=True):
+            left_out = advantage < 0 and not config.negative_rewards and config.baseline == "none"
+            if advantage != 0 and not left_out and any(example.mask):
+                kept.append(replace(example, reward=advantage))
     return kept
 
 
-def minus_mean(made: Sequence[Example]) -> list[Example]:
-    """Examples whose rewards are those above the mean of all."""
-    mean = sum(example.reward for example in made) / max(len(made), 1)
-    return [replace(example, reward=example.reward - mean) for example in made]
+def minus_mean(rewards: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """Rewards minus the mean of all."""
+    mean = sum(rewards) / max(len(rewards), 1)
+    return [reward - mean for reward in rewards]
 
 
-def leave_one_out(made: Sequence[Example]) -> list[Example]:
-    """Examples whose rewards are those above the mean of the others of their task; a single one has none, and earns 0.
+def leave_one_out(rewards: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """Rewards minus the mean of the others in their group; alone in it, there is nothing to compare with: 0.
 
     Source: Kool et al. 2019 (RLOO).
     """
-    by_task: dict[str, list[float]] = {}
-    for example in made:
-        by_task.setdefault(example.task_id, []).append(example.reward)
+    together: dict[Hashable, list[float]] = {}
+    for reward, group in zip(rewards, groups, strict=True):
+        together.setdefault(group, []).append(reward)
 
-    def advantage(example: Example) -> float:
-        rewards = by_task[example.task_id]
-        if len(rewards) == 1:
-            return 0.0
-        return example.reward - (sum(rewards) - example.reward) / (len(rewards) - 1)
+    def advantage(reward: float, group: Hashable) -> float:
+        others = len(together[group]) - 1
+        return reward - (sum(together[group]) - reward) / others if others else 0.0
 
-    return [replace(example, reward=advantage(example)) for example in made]
+    return [advantage(reward, group) for reward, group in zip(rewards, groups, strict=True)]
 
 
-BASELINES = {"none": list, "role": minus_mean, "task": leave_one_out}
-"""`RLConfig.baseline` -> what it makes of the examples of a role."""
+BASELINES = {"none": lambda rewards, groups: list(rewards), "role": minus_mean, "task": leave_one_out}
+"""`RLConfig.baseline` -> the advantages of a role's rewards. A group holds the draws of one text: trials at a task that
+come after as many others with the same reflections, or reflections on the same failed trial."""
 
 
 def _judged(trajectory: Trajectory, c: float) -> Iterator[tuple[int, Reflection, float]]:
@@ -166,7 +168,7 @@ def successes(examples: Iterable[Example]) -> list[Example]:
 def played_tokens(policy: Policy, env: Env, trajectories: Iterable[Trajectory]) -> int:
     """The tokens of all trials and reflections, those that were read included."""
     return sum(
-        sum(len(_planner_example(policy, env, trajectory, trial, True).ids) for trial in trajectory.attempts())
+        sum(len(_planner_example(policy, env, trajectory, trial, True).ids) for _, trial in trajectory.attempts())
         + sum(len(reflection.ids or ()) for _, reflection, _ in _judged(trajectory, 1.0))
         for trajectory in trajectories
     )

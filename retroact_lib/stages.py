@@ -9,7 +9,6 @@ only files. A run's key holds all that it depends on, so arms that share a stage
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -98,18 +97,19 @@ def _train_parts(config: StudyConfig) -> dict[str, list[Task]]:
         short = [name for name, count in counts.items() if len(parts[name]) < count]
         if not short:
             return parts
+    asked = len({env.asks(task) for task in il_from + others_from})
     raise ValueError(
         f"The training split is too small for {', '.join(f'{name} {count}' for name, count in counts.items() if count)}"
-        f", of which no two may ask the same: {short[0]} gets {len(parts[short[0]])}."
+        f", of which no two may ask the same: it asks {asked} things."
     )
 
 
 def _train_tasks(config: StudyConfig) -> Iterator[tuple[list[Task], list[Task]]]:
     """What may be demonstrated, and what the other uses may take, until it is enough for both.
 
-    First as many tasks as there are to be, because an environment makes them when they are asked for. Then all of them.
-    Then what the others need is kept for them, so that a question that is asked several times can be demonstrated as
-    often.
+    The first pair holds as many tasks as are needed, because some environments make them when they are asked for. The
+    second pair holds all. In the third, what the others need is kept for them, so that a question that is asked several
+    times can be demonstrated as often.
     """
     env, others = environment(config), sum(_counts(config).values()) - config.data.il_tasks
     first = _generated(config, "train", config.data.il_tasks + others, config.seed)
@@ -117,7 +117,7 @@ def _train_tasks(config: StudyConfig) -> Iterator[tuple[list[Task], list[Task]]]
     tasks = _generated(config, "train", None, config.seed)
     yield tasks, tasks
     asked = list(dict.fromkeys(env.asks(task) for task in tasks))
-    kept = set(random.Random("kept").sample(asked, min(others, len(asked))))
+    kept = set(asked[:others])
     yield [task for task in tasks if env.asks(task) not in kept], [task for task in tasks if env.asks(task) in kept]
 
 
@@ -276,7 +276,7 @@ def roll_out(
             append_trajectories(file, [played[position] for position in range(len(part))])
     if [t.task_id for t in read_trajectories(file)] != [task.id for task, _ in episodes]:
         raise ValueError(f"{file} does not hold the episodes that were played; delete {run.path} to play them again.")
-    run.finish(episodes=len(episodes))
+    run.finish(episodes=len(episodes), tokens=examples.played_tokens(policy, env, read_trajectories(file)))
     return run
 
 
@@ -335,8 +335,9 @@ def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
             rewarded = examples.successes(rewarded)
         policy = _lent_policy(config, start)
         if scored and not rewarded:
+            wanted = "a success" if config.rl.objective == "likelihood" else "a rewarded example"
             warnings.warn(
-                f"No rollout left a rewarded example (roles {config.rl.roles}, at most {config.sft.max_tokens} "
+                f"No rollout left {wanted} (roles {config.rl.roles}, at most {config.sft.max_tokens} "
                 "tokens), so stage 2 leaves the policy as it is: train the imitation policy longer, or roll out more "
                 "tasks.",
                 stacklevel=3,
@@ -425,12 +426,13 @@ def evaluate_arm(
 
 
 def ablation_arms(config: StudyConfig) -> list[str]:
-    """The arms that the settings ask for. Raises ValueError for an unknown name."""
+    """The arms that the settings ask for. Raises ValueError for an unknown name, or an arm that they do not allow."""
     asked = config.evaluation.ablations
     names = list(ABLATIONS) if asked == "all" else [name.strip() for name in asked.split(",") if name.strip()]
     for name in names:
         if name not in ABLATIONS:
             raise ValueError(f"Unknown ablation {name!r}; expected all, or some of {', '.join(ABLATIONS)}.")
+        config.change(**ABLATIONS[name])
     return names
 
 
@@ -498,17 +500,16 @@ def _longer_sft(config: StudyConfig) -> StudyConfig:
     It has more demonstrations, as far as there are any, and then more passes over them.
     """
     start, second = train_sft(config), train_joint_rl(config)
-    policy, env, spent = _lent_policy(config, None), environment(config), _tokens(second)
-    for number, run in enumerate([start, *second[:-1]]):
-        played = training_rollouts(config, run, number).file(TRAJECTORIES)
-        spent += examples.played_tokens(policy, env, read_trajectories(played))
+    spent = _tokens(second)
+    for number, run in enumerate([start, *second[:-1]] if config.rl.pg_weight else []):
+        spent += training_rollouts(config, run, number).manifest["summary"]["tokens"]
     more = 1 + spent / _tokens([_train_epochs(config)])
     il_tasks = round(more * config.data.il_tasks)
     try:
         task_sets(config.change(il_tasks=il_tasks))
     except ValueError:  # there are not so many
         *_, (open_to_il, _) = _train_tasks(config)
-        il_tasks = len(open_to_il)
+        il_tasks = max(len(open_to_il), config.data.il_tasks)
     passes = more * config.sft.sft_epochs * config.data.il_tasks / il_tasks
     return config.change(il_tasks=il_tasks, sft_epochs=round(passes, 2))
 

@@ -36,7 +36,7 @@ def sft(policy: Policy, examples: Sequence[Example], config: SFTConfig, run: Run
     """
     examples = _usable(examples, config)
     per_epoch = -(-len(examples) // config.sft_batch)
-    updates = math.ceil(per_epoch * config.sft_epochs)
+    updates = math.ceil(round(per_epoch * config.sft_epochs, 6))
     plan = _plan(len(examples), config.sft_batch, updates, seed)
     trainer = Trainer(policy, run, config, config.sft_lr, config.sft_warmup, updates, seed)
     for update in progress(range(trainer.position, updates), "SFT", "update", done=trainer.position, total=updates):

@@ -103,15 +103,15 @@ class Trajectory:
     reflections: list[Reflection] = field(default_factory=list)
     retries: list[Retries] = field(default_factory=list)
 
-    def attempts(self) -> list[Trial]:
-        """Every trial once: those of the trajectory, and the retries beside it."""
-        beside, gone_on = [], set()
+    def attempts(self) -> list[tuple[int, Trial]]:
+        """Every trial once, with the number of trials before it: those of the trajectory, and the retries beside it."""
+        found, gone_on = list(enumerate(self.trials)), set()
         for group in self.retries:
             is_next = group.reflection is not None and group.trial not in gone_on
-            beside += group.trials[1:] if is_next else group.trials
+            found += [(group.trial, trial) for trial in group.trials[is_next:]]
             if is_next:
                 gone_on.add(group.trial)
-        return self.trials + beside
+        return found
 
     def _worth(self, k: int) -> str:
         """What retries of the `k`-th trial earned, with the reflection that the trajectory went on with and without."""

@@ -54,6 +54,8 @@ def test_overrides_reach_their_stage_and_none_keeps_the_profile():
         ({"il_tasks": "many"}, "il_tasks is 'many'; expected int"),
         ({"il_tasks": 0}, "expected at least 1"),
         ({"reflection_retries": -1}, "reflection_retries is -1; expected 0 or more"),
+        ({"reflection_retries": 2, "trials": 1}, "expected 0 without a second trial and reflections"),
+        ({"reflection_retries": 2, "trials": 2, "temperature": 0.0}, "would all be the same"),
         ({"reflection_samples": 2}, "reflection_samples is 2; expected 1, or more with reflection_retries above 0"),
         ({"trials": 0}, "trials \\(K\\) is 0"),
         ({"temperature": -1.0}, "expected 0 \\(greedy\\) or more"),

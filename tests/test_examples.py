@@ -169,11 +169,20 @@ def test_a_baseline_is_the_mean_of_the_role(policy, env):
 
 
 def test_a_task_is_compared_with_its_other_examples(policy, env):
-    made = [trajectory(reward) for reward in (0.0, 0.5, 1.0, 0.25)]
+    made = [trajectory(*earned) for earned in ((0.0, 0.25), (0.5, 0.75), (1.0,), (0.25,))]
     made[3].task_id = "alone"
     rows = rewards(policy, env, *made, baseline="task", objective="ppo")
-    # 0 - (0.5 + 1) / 2, 0.5 - (0 + 1) / 2, 1 - (0 + 0.5) / 2; the single example of a task tells nothing
-    assert rows == [("planner", -0.75), ("planner", 0.75)]
+    # first trials: 0 - (0.5 + 1) / 2, 0.5 - (0 + 1) / 2, 1 - (0 + 0.5) / 2. Second trials, which read a reflection, are
+    # compared with each other. The single draw of a text tells nothing, and neither does a reflection alone.
+    assert rows == [("planner", reward) for reward in (-0.75, -0.5, 0.5, 0.75)]
+    made = trajectory(0.0, 1.0)
+    made.retries = [
+        Retries(1, None, [made.trials[0], made.trials[0]]),
+        Retries(1, made.reflections[0], [made.trials[1]]),
+        Retries(1, Reflection("It was the other table."), [made.trials[0]]),
+    ]
+    rows = rewards(policy, env, made, baseline="task", objective="ppo")
+    assert [row for row in rows if row[0] == "reflector"] == [("reflector", 1.0), ("reflector", -1.0)]
 
 
 def test_a_success_is_a_full_reward_or_a_reflection_that_helped(policy, env):

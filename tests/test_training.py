@@ -451,6 +451,12 @@ def test_an_update_in_parts_has_the_loss_of_the_whole(policy, tmp_path, weightin
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_rounding_adds_no_update(policy, tmp_path):
+    run = Run.open(tmp_path, "t", {}, {})
+    training.sft(policy, some_examples(10), SFTConfig(sft_epochs=1.1, sft_batch=1), run, seed=0)
+    assert len(run.metrics()) == 11
+
+
 def test_the_kl_estimate_weighs_updates_by_their_tokens():
     metrics = [{"kl": 0.4, "ratio_tokens": 10}, {"il_loss": 1.0}, {"kl": 0.1, "ratio_tokens": 30}]
     assert training.recent_kl(metrics) == pytest.approx((4 + 3) / 40)
@@ -470,7 +476,7 @@ def test_failures_push_within_bounds_under_ppo(tiny_checkpoint, tmp_path):
     assert moved["ppo"] < 0.3 < moved["truncated"]
 
 
-@pytest.mark.parametrize(("epochs", "updates"), [(0.5, 2), (1, 3), (1.5, 5)])
+@pytest.mark.parametrize(("epochs", "updates"), [(0.5, 2), (1, 3), (1.4, 5)])
 def test_a_part_of_an_epoch_is_a_part_of_its_updates(policy, tmp_path, epochs, updates):
     run = Run.open(tmp_path, "t", {}, {})
     training.sft(policy, some_examples(5), SFTConfig(sft_epochs=epochs, sft_batch=2), run, seed=0)

@@ -187,7 +187,8 @@ def test_retries_are_kept_and_every_attempt_counts_once(tmp_path):
         Retries(1, made.reflections[0], [solved, failed]),  # the trajectory went on with the first
         Retries(1, Reflection("Look closer."), [solved, solved]),
     ]
-    assert made.attempts() == [failed, solved, failed, failed, failed, solved, solved]
+    beside = [(1, failed), (1, failed), (1, failed), (1, solved), (1, solved)]
+    assert made.attempts() == [(0, failed), (1, solved), *beside]
     worth = "(retries earn 0.67 with it, 0.33 without)"
     assert f"Reflection 1: Look & think. {worth}" in str(made) and worth in made._repr_html_()
     write_trajectories(tmp_path / "t.jsonl", [made])

@@ -253,7 +253,8 @@ class _Attempt:
             tried, keys = join_keys(_parsed(sql, self.query).select), join_keys(self.query.select)
             if keys and tried and tried != keys:
                 return f"Nothing joins on {tried[0]}. {listed(self.tables)} share {keys[0]}."
-            if not self.query.select.args.get("where") and re.search(r"\bwhere\b", sql, re.I):
+            tried_one = _parsed(sql, self.query).tree.find(exp.Where)
+            if tried_one and not self.query.tree.find(exp.Where, exp.Having):
                 return f"{found.words} The question names no condition."
             return (yield from self._find_value(found.words))
         return found.words
