@@ -637,7 +637,7 @@ def test_names_with_spaces_and_brackets_stand_in_backticks():
         for name in new_names(data, i).columns.values()
     }
     odd = {name for name in made if quoted(name) != name}
-    assert any(" " in name for name in odd) and any(name.endswith(")") for name in odd) and len(odd) < len(made) / 5
+    assert any(" " in name for name in odd) and any(name.endswith(")") for name in odd) and len(odd) < len(made) / 4
 
 
 def test_bad_arguments(env):

@@ -122,7 +122,7 @@ def test_it_plays_real_episodes_whose_log_probs_the_trainer_agrees_with(config, 
     for trajectory in played.values():
         assert len(trajectory.trials) == 2 and len(trajectory.reflections) == 1
         made += [examples._planner_example(policy, env, trajectory, trial, True) for trial in trajectory.trials]
-        made.append(examples._reflector_example(policy, env, trajectory, 1))
+        made.append(examples._reflector_example(policy, env, trajectory, 1, trajectory.reflections[0], False))
     for example in training.score(policy, made, batch_tokens=1024):
         ours, theirs = (
             torch.tensor(p)[torch.tensor(example.mask).bool()] for p in (example.behaviour_logp, example.sampled_logp)
