@@ -348,7 +348,7 @@ def test_reflections_are_judged_by_retries_from_the_same_failed_trial(config, mo
         return Trial(self.reflections, self.turns, sum(self.turns[0].ids) % 7 / 10, False)
 
     monkeypatch.setattr(trials.Attempt, "record", record)
-    config = config.change(trials=3)
+    config = config.change(trials=3, reveal_reward=True)
     changed = config.change(reflection_retries=2, reflection_samples=3, negative_rewards=True)
     rolled = stages.training_rollouts(changed, start)
     plain, judged = (

@@ -250,11 +250,11 @@ class _Attempt:
             near = f"The syntax is wrong near {found.words}." if found.words else "The query breaks off at its end."
             return f"{near} {self._bare(sql)}".strip()
         if found.kind == EMPTY:
-            tried, keys = join_keys(_parsed(sql, self.query).select), join_keys(self.query.select)
+            asked = _parsed(sql, self.query)
+            tried, keys = join_keys(asked.select), join_keys(self.query.select)
             if keys and tried and tried != keys:
                 return f"Nothing joins on {tried[0]}. {listed(self.tables)} share {keys[0]}."
-            tried_one = _parsed(sql, self.query).tree.find(exp.Where)
-            if tried_one and not self.query.tree.find(exp.Where, exp.Having):
+            if asked.tree.find(exp.Where) and not self.query.tree.find(exp.Where, exp.Having):
                 return f"{found.words} The question names no condition."
             return (yield from self._find_value(found.words))
         return found.words
