@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
     command.add_argument("--stage", type=int, default=1, help="1: imitation; 2: the joint policy gradient after it")
     command.add_argument("--modes", nargs="+", default=["greedy"], help=f"some of {', '.join(choices.MODES)}")
+    command.add_argument("--by-round", action="store_true", help="play after every round of stage 2, for its curve")
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command = commands.add_parser("pages", help="write the tables of README and the other pages from the results")
     command.add_argument("--check", action="store_true", help="write nothing; name the pages that differ, and fail")
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "try":
             for seed in options.seeds:
                 settings = load_config(options.profile, env=options.env, seed=seed, **_overrides(options.set))
-                table = choices.try_out(settings, options.label, options.stage, tuple(options.modes))
+                asked = options.label, options.stage, tuple(options.modes), options.by_round
+                table = choices.try_out(settings, *asked)
                 for mode, played in table.groupby("mode", sort=False):
                     print(f"{options.label}, seed {seed}, {mode}", reactions.summary(played).round(0), sep="\n")
                     print(reactions.causes(played).round(0))

@@ -5,7 +5,7 @@
 
 Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
 read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
-side by side.
+side by side. With `by_round` a fourth file has the outcomes after every round of stage 2, which `plots.rounds` draws.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from retroact_lib import paths, reactions, stages
 from retroact_lib.config import StudyConfig, load_config
 from retroact_lib.files import read_json, write_json, write_text
 
-MODES = ("greedy", "sampled")
+MODES = ("greedy", "sampled", "retry")
 
 
-def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, ...] = ("greedy",)) -> pd.DataFrame:
+def try_out(
+    config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, ...] = ("greedy",), by_round: bool = False
+) -> pd.DataFrame:
     """Train up to stage 1 or 2 by these settings, play the validation tasks, keep and return the trial table.
 
-    Raises ValueError for a label that is no file name or has been given to other settings, or an unknown stage or mode.
+    `by_round` plays them after every round of stage 2 as well. Raises ValueError for a label that is no file name or
+    has been given to other settings, or an unknown stage or mode.
     """
     if not label.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"The label {label!r} names a file; expected letters, digits, - and _.")
     if stage not in (1, 2):
         raise ValueError(f"stage is {stage}; expected 1 (imitation) or 2 (joint policy gradient).")
+    if by_round and stage != 2:
+        raise ValueError(f"stage is {stage}, which has no rounds; expected 2.")
     if unknown := set(modes) - set(MODES):
         raise ValueError(f"Unknown mode {min(unknown)!r}; expected some of {', '.join(MODES)}.")
     file = folder(config) / f"{label}-seed{config.seed}"
@@ -51,6 +56,8 @@ def try_out(config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, .
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file.with_suffix(".csv"), pd.concat(found, ignore_index=True).to_csv(index=False))
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
+    if by_round:
+        write_text(file.with_name(f"{file.name}-rounds.csv"), stages.round_curve(config, modes).to_csv(index=False))
     kept = {"changed": changed(config), "runs": {run.path.name: run.manifest for run in trained}}
     write_json(file.with_suffix(".json"), kept)
     return table

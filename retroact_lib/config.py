@@ -214,6 +214,8 @@ class RLConfig:
     """1 is the paper's single off-policy batch; more roll out the latest policy again and go on."""
     rl_samples: int = 1
     """Rollouts per training task."""
+    skip_settled: bool = False
+    """A task of which a round solved all trials, or none, sits out the next one, so that samples go to the others."""
     rl_epochs: int = 2
     """Passes over the rewarded examples of a round."""
     max_updates: int = 0

@@ -36,7 +36,7 @@ ARMS = {
 MARKERS = "os^Dvp<>*hX"
 """One per line, so that lines of one course can be told apart."""
 CAUTION = (
-    "Intervals: 95 % over the n tasks, not over seeds; another seed may move a value as far.\n"
+    "Intervals: 95 % over tasks and seeds; with one seed over tasks alone, and another may move a value as far.\n"
     "The arms of a panel share their tasks, so paired differences have narrower intervals than these suggest."
 )
 """What bars and bands with intervals cannot tell."""
@@ -175,6 +175,30 @@ def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, axes: Seque
     axes[1].set_xticks(range(len(share.columns)), share.columns)
     axes[1].set_yticks(range(len(share)), [_family(family, counts[family]) for family in share.index])
     axes[1].set(xlabel="epoch", title="tasks solved by family (%)")
+    return axes
+
+
+def rounds(greedy: pd.DataFrame, gains: pd.DataFrame, rollouts: pd.Series, axes: Sequence[plt.Axes]):
+    """What each round of stage 2 adds: greedy success, and what reflections add to plain retry by the last trial.
+
+    `greedy` and `gains` are as `evaluation.summarise` and `evaluation.reflection_gains` give them by round; `rollouts`
+    has the training trials that were played before each round, for the upper axis.
+    """
+    orange, gains = ARMS["retroact"][1], 100 * gains.set_index("round")[["difference", "low", "high"]]
+    lines = 100 * greedy.set_index("round")[["success", "success_low", "success_high"]]
+    for ax, table in zip(axes, (lines, gains), strict=True):
+        middle, low, high = (table[column] for column in table)
+        ax.plot(table.index, middle, marker=MARKERS[2], color=orange)
+        ax.plot(table.index[:1], middle[:1], marker=MARKERS[1], color=ARMS["sft"][1])  # round 0 is stage 1
+        ax.fill_between(table.index, low, high, color=orange, alpha=0.15, lw=0)
+        ax.set_xticks(table.index)
+        above = ax.secondary_xaxis("top")
+        above.set_xticks(table.index, [f"{rollouts[number]:.0f}" for number in table.index])
+        above.set_xlabel("training trials played")
+    size = f"n = {greedy['n'].min()}, seeds: {greedy['seeds'].min()}; band: 95 %"
+    axes[0].set(xlabel=f"round, 0 is SFT ({size})", ylabel="validation tasks solved, greedy (%)", ylim=(-3, 103))
+    axes[1].axhline(0, color="#999999", lw=1)
+    axes[1].set(xlabel="round, 0 is SFT", ylabel="reflections minus plain retry (points)")
     return axes
 
 

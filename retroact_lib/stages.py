@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -285,16 +285,38 @@ def train_joint_rl(config: StudyConfig) -> list[Run]:
 
     A round whose rollouts left no example with a reward leaves the policy as it is, and warns.
     """
-    runs = [train_sft(config)]
+    return [trained for _, trained in _rounds(config)]
+
+
+def _rounds(config: StudyConfig) -> list[tuple[Run | None, Run]]:
+    """The rollouts and the training of every round; the control without a policy gradient has no rollouts."""
+    start, rolled, found = train_sft(config), None, []
     for number in range(config.rl.rounds):
-        runs.append(_rl_round(config, runs[-1], number))
-    return runs[1:]
+        rolled = training_rollouts(config, start, number, rolled) if config.rl.pg_weight else None
+        start = _rl_round(config, start, number, rolled)
+        found.append((rolled, start))
+    return found
 
 
-def training_rollouts(config: StudyConfig, start: Run, number: int = 0) -> Run:
-    """The off-policy batch of one round: the policy of `start` on the `rl` tasks."""
-    draws = draw_seed("training", config.seed, number)
-    return roll_out(config, start, task_sets(config)["rl"], config.rollout, config.rl.rl_samples, draws)
+def training_rollouts(config: StudyConfig, start: Run, number: int = 0, before: Run | None = None) -> Run:
+    """The off-policy batch of one round: the policy of `start` on the `rl` tasks.
+
+    With `skip_settled` it leaves out those that the rollouts of the round `before` settled (`settled`), unless they
+    settled all.
+    """
+    tasks, draws = task_sets(config)["rl"], draw_seed("training", config.seed, number)
+    if config.rl.skip_settled and before:
+        done = settled(read_trajectories(before.file(TRAJECTORIES)))
+        tasks = [task for task in tasks if task.id not in done] or tasks
+    return roll_out(config, start, tasks, config.rollout, config.rl.rl_samples, draws)
+
+
+def settled(played: Iterable[Trajectory]) -> set[str]:
+    """The ids of the tasks of which all trials succeeded, or none."""
+    outcomes_of: dict[str, set[bool]] = {}
+    for trajectory in played:
+        outcomes_of.setdefault(trajectory.task_id, set()).update(trial.success for _, trial in trajectory.attempts())
+    return {task for task, found in outcomes_of.items() if len(found) == 1}
 
 
 def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
@@ -323,8 +345,8 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
     return run
 
 
-def _rl_round(config: StudyConfig, start: Run, number: int) -> Run:
-    scored = score(config, start, training_rollouts(config, start, number)) if config.rl.pg_weight else None
+def _rl_round(config: StudyConfig, start: Run, number: int, rolled: Run | None) -> Run:
+    scored = score(config, start, rolled) if rolled else None
     parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
     parameters["reveal_reward"] = config.rollout.reveal_reward
     run = _open(config, "rl", parameters, {"start": start.key, "examples": scored.key if scored else "none"})
@@ -379,6 +401,24 @@ def learning_curve(config: StudyConfig) -> pd.DataFrame:
 
 def _after_epoch(run: Run, epoch: int, last: int) -> Run:
     return run if epoch == last else AfterEpoch(run, epoch)
+
+
+def round_curve(config: StudyConfig, modes: Sequence[str] = ("greedy", "sampled", "retry")) -> pd.DataFrame:
+    """Outcomes on the validation tasks before stage 2 and after each of its rounds.
+
+    The column `round` counts them, 0 is stage 1, and `rollouts` counts the training trials that were played by then.
+    """
+    played, parts = 0, [(0, 0, train_sft(config), "sft")]
+    for number, (rolled, trained) in enumerate(_rounds(config), 1):
+        if rolled:
+            played += sum(len(t.attempts()) for t in read_trajectories(rolled.file(TRAJECTORIES)))
+        parts.append((number, played, trained, "retroact"))
+    found = [
+        evaluate(config, run, arm, "validation", mode).assign(round=number, rollouts=count)
+        for number, count, run, arm in parts
+        for mode in modes
+    ]
+    return pd.concat(found, ignore_index=True)
 
 
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:
@@ -499,10 +539,9 @@ def _longer_sft(config: StudyConfig) -> StudyConfig:
 
     It has more demonstrations, as far as there are any, and then more passes over them.
     """
-    start, second = train_sft(config), train_joint_rl(config)
-    spent = _tokens(second)
-    for number, run in enumerate([start, *second[:-1]] if config.rl.pg_weight else []):
-        spent += training_rollouts(config, run, number).manifest["summary"]["tokens"]
+    rounds = _rounds(config)
+    spent = _tokens([trained for _, trained in rounds])
+    spent += sum(rolled.manifest["summary"]["tokens"] for rolled, _ in rounds if rolled)
     more = 1 + spent / _tokens([_train_epochs(config)])
     il_tasks = round(more * config.data.il_tasks)
     try:

@@ -57,14 +57,27 @@ def test_what_was_tried_is_kept_and_shown(tried, monkeypatch, capsys):
         pages.tried("intercode_sql", "three")
 
 
+def test_every_round_of_stage_2_is_kept_where_it_is_asked_for(tried):
+    folder, _ = tried
+    settings = json.loads((folder / "one-seed0.json").read_text())["changed"]
+    asked = ["try", "rounds", "--profile", "smoke", "--stage", "2", "--by-round", "--modes", "greedy", "retry", "--set"]
+    with pytest.warns(UserWarning, match="No rollout left a rewarded example"):
+        assert command_line.main([*asked, *(f"{k}={v}" for k, v in settings.items()), "rounds=2"]) == 0
+    curve = pd.read_csv(folder / "rounds-seed0-rounds.csv")
+    assert curve.groupby("round")["arm"].unique().explode().tolist() == ["sft", "retroact", "retroact"]
+    played = curve.groupby("round")["rollouts"].max()
+    assert played[0] == 0 < played[1] < played[2] and set(curve["mode"]) == {"greedy", "retry"}
+
+
 @pytest.mark.parametrize(
     ("label", "stage", "modes", "message"),
     [
         ("a/b", 1, ("greedy",), "The label 'a/b' names a file"),
         ("a", 3, ("greedy",), "stage is 3; expected 1"),
         ("a", 1, ("warm",), "Unknown mode 'warm'"),
+        ("a", 1, (), "stage is 1, which has no rounds"),
     ],
 )
 def test_bad_input_is_one_sentence(label, stage, modes, message):
     with pytest.raises(ValueError, match=message):
-        choices.try_out(load_config("smoke"), label, stage, modes)
+        choices.try_out(load_config("smoke"), label, stage, modes, by_round=not modes)

@@ -32,13 +32,63 @@ def test_bootstrap_interval_covers_what_it_should():
         evaluation.bootstrap_interval([])
 
 
-def test_seeds_are_averaged_within_tasks_before_resampling():
+def test_tasks_and_seeds_are_resampled_apart_from_each_other():
+    draws = np.random.default_rng(0)
+    task_N, seed_S = draws.normal(0, 1, 50), np.array([-1.0, 0.0, 1.0])
+    means = evaluation.bootstrap_means(task_N[:, None] + seed_S)
+    # the means of resampled tasks and of resampled seeds are independent, and their variances add up
+    assert means.std() == pytest.approx(np.sqrt(task_N.var() / 50 + seed_S.var() / 3), rel=0.03)
+    alone = evaluation.bootstrap_means(task_N[:, None])
+    assert alone.std() == pytest.approx(np.sqrt(task_N.var() / 50), rel=0.03)
+    assert (alone == evaluation.bootstrap_means(task_N)).all()
+    holed = np.array([[1.0, np.nan], [np.nan, 1.0], [1.0, 1.0]])
+    assert (evaluation.bootstrap_means(holed) == 1).all()  # a cell that is not known counts nowhere
+
+
+def test_a_difference_that_one_seed_makes_is_no_evidence():
     import pandas as pd
 
-    rows = pd.concat([table("sft", trajectory("a", 1.0), trajectory("b", 0.0), seed=s) for s in (0, 1)])
-    row = evaluation.summarise(rows).iloc[0]
-    assert (row["n"], row["seeds"], row["success"]) == (2, 2, 0.5)
-    assert (row["success_low"], row["success_high"]) == (0, 1)
+    tasks = [str(i) for i in range(40)]
+    parts = [table("sft", *(trajectory(task, 0.0) for task in tasks), seed=seed) for seed in range(4)]
+    parts += [table("ppo", *(trajectory(task, float(seed == 0)) for task in tasks), seed=seed) for seed in range(4)]
+    rows = pd.concat(parts)
+    row = evaluation.compare(rows, "ppo", "sft").iloc[0]
+    assert (row["n"], row["seeds"], row["difference"]) == (40, 4, 0.25) and row["low"] == 0 and row["p"] > 0.3
+    alone = evaluation.compare(rows[rows["seed"] == 0], "ppo", "sft").iloc[0]
+    assert alone["low"] == 1 and alone["p"] == pytest.approx(2 / 10_001)
+    both = evaluation.summarise(rows[rows["arm"] == "ppo"]).iloc[0]
+    assert (both["n"], both["seeds"], both["success"], both["success_low"]) == (40, 4, 0.25, 0)
+
+
+def test_the_smallest_effect_that_could_have_been_seen():
+    import pandas as pd
+
+    tasks = range(100)  # of which a quarter is gained and a quarter lost: differences of standard deviation 0.71
+    arms = [
+        table("ppo", *(trajectory(str(i), float(i % 4 == 0)) for i in tasks)),
+        table("sft", *(trajectory(str(i), float(i % 4 == 1)) for i in tasks)),
+    ]
+    row = evaluation.compare(pd.concat(arms), "ppo", "sft").iloc[0]
+    assert row["detectable"] == pytest.approx(2.8 * np.sqrt(0.5 / 100), rel=0.03) and row["p"] > 0.9
+
+
+def test_reflections_are_compared_with_plain_retry_in_each_round():
+    import pandas as pd
+
+    def played(number, mode, *rewards):
+        return table("retroact", trajectory("a", *rewards)).assign(round=number, mode=mode)
+
+    first = [played(0, "sampled", 0.0, 0.0), played(0, "retry", 0.0, 0.0), played(0, "greedy", 0.0)]
+    last = [played(1, "sampled", 0.0, 1.0), played(1, "retry", 0.0, 0.0), played(1, "greedy", 1.0)]
+    gains = evaluation.reflection_gains(pd.concat(first + last), by=("round", "trial"), resamples=10)
+    assert gains[["round", "trial", "difference"]].to_numpy().tolist() == [
+        [number, trial, float(number == 1 and trial > 1)] for number in (0, 1) for trial in (1, 2, 3)
+    ]
+
+
+def test_holm_by_hand():
+    assert evaluation.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert evaluation.holm([0.9, 0.6]) == pytest.approx([1.0, 1.0]) and evaluation.holm([]) == []
 
 
 def test_paired_difference_is_over_the_same_tasks():

@@ -99,7 +99,7 @@ def test_a_figure_has_one_legend_and_says_what_its_bars_cannot_tell(summary):
     assert len(figure.legends[0].get_texts()) == 2
     figure.canvas.draw()
     assert all(figure.legends[0].get_window_extent().y0 >= panel.get_window_extent().y1 for panel in axes)
-    assert "not over seeds" in figure.get_supxlabel()
+    assert "with one seed over tasks alone" in figure.get_supxlabel()
     plt.close(figure)
 
 
@@ -154,4 +154,18 @@ def test_a_run_without_updates_draws_empty_axes():
     figure, axes = plt.subplots(1, 3)
     plots.importance_ratios(pd.DataFrame([{"update": 0, "round": 0}]), axes, eps=0.3)
     assert not any(line for ax in axes for line in ax.lines)
+    plt.close(figure)
+
+
+def test_rounds_show_success_the_gain_of_reflections_and_the_trials_played():
+    figure, axes = plt.subplots(1, 2)
+    greedy = pd.DataFrame({"round": [0, 1, 2], "n": 40, "seeds": 2, "success": [0.2, 0.3, 0.5]})
+    greedy = greedy.assign(success_low=greedy["success"] - 0.1, success_high=greedy["success"] + 0.1)
+    gains = pd.DataFrame({"round": [0, 1, 2], "difference": [-0.1, 0.0, 0.1], "low": -0.2, "high": 0.2})
+    plots.rounds(greedy, gains, pd.Series([0, 150, 290]), axes)
+    assert [list(ax.lines[0].get_ydata()) for ax in axes] == [[20, 30, 50], [-10, 0, 10]]
+    assert "n = 40, seeds: 2" in axes[0].get_xlabel() and "points" in axes[1].get_ylabel()
+    figure.canvas.draw()
+    above = axes[0].child_axes[0]
+    assert [text.get_text() for text in above.get_xticklabels()] == ["0", "150", "290"]
     plt.close(figure)

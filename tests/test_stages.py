@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -339,6 +340,38 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
     assert stages.training_sizes(two, ["reflector_only"])["updates"].tolist() == [8, 0]
     sft = stages.evaluate_arm(two, stages.train_sft(two), "reflector_only", splits=("test",))
     assert stayed.equals(sft), "an arm without examples stays where stage 1 left it"
+
+
+def test_tasks_that_are_settled_sit_out_a_round(config, monkeypatch):
+    config = config.change(rounds=3, rl_samples=2, skip_settled=True, temperature=1.0)
+    tasks = stages.task_sets(config)["rl"]
+    stages.train_sft(config)
+    kinds = {task.id: kind for task, kind in zip(tasks, ("solved", "failed", "both", "both"), strict=True)}
+
+    def record(self):  # what is sometimes solved is solved where the first token drawn is even, or at a reflection
+        kind = kinds[self._episode.task.id]
+        good = kind == "solved" or (kind == "both" and (self.turns[0].ids[0] % 2 == 0 or self.reflections != []))
+        return Trial(self.reflections, self.turns, float(good), good)
+
+    monkeypatch.setattr(trials.Attempt, "record", record)
+    rounds = stages._rounds(config)
+    played = [read_trajectories(rolled.file(stages.TRAJECTORIES)) for rolled, _ in rounds]
+    by_round = [{trajectory.task_id for trajectory in round_} for round_ in played]
+    assert by_round[0] == set(kinds), "the first round knows nothing of its tasks"
+    assert by_round[1] == by_round[0] - stages.settled(played[0]) < by_round[0]
+    assert stages.settled(played[0]) >= {task for task, kind in kinds.items() if kind != "both"}
+    left = by_round[1] - stages.settled(played[1])
+    assert by_round[2] == (left or by_round[0]), "only the round before counts"
+    assert {
+        t.task_id
+        for t in read_trajectories(stages._rounds(config.change(skip_settled=False))[1][0].file(stages.TRAJECTORIES))
+    } == set(kinds)
+    curve = stages.round_curve(config, ("greedy", "retry"))
+    counts = [0, *np.cumsum([sum(len(t.attempts()) for t in round_) for round_ in played])]
+    assert curve.groupby("round")["rollouts"].unique().explode().tolist() == counts
+    assert set(curve["mode"]) == {"greedy", "retry"} and set(curve["split"]) == {"validation"}
+    first = curve.query("round == 0 and mode == 'greedy'").drop(columns=["round", "rollouts"])
+    assert first.equals(stages.evaluate(config, stages.train_sft(config), "sft", "validation", "greedy"))
 
 
 def test_reflections_are_judged_by_retries_from_the_same_failed_trial(config, monkeypatch):
