@@ -375,7 +375,8 @@ def read_earlier() -> pd.DataFrame:
         run["updates"] = _git("show", f"{commit}:{folder}/tables/metrics-rl-seed0.csv").count("\n") - 1
         means = found.groupby(["arm", "split", "mode", "trial"])["success"].mean()
         for other in known_arms(found):
-            for pair in evaluation.compare(found, "retroact", other).round(4).to_dict("records"):
+            paired = evaluation.compare(found, "retroact", other).round(4)
+            for pair in paired.drop(columns=["seeds", "p", "detectable"], errors="ignore").to_dict("records"):
                 if other not in ("base", "retroact"):
                     arm, place = pair.pop("arm"), (pair["split"], pair["mode"], pair["trial"])
                     ends = {"success": means[arm, *place], "other_success": means[other, *place]}
