@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from retroact_lib import envs, evaluation, paths, plots, reactions, tables
+from retroact_lib import claims, envs, evaluation, paths, plots, reactions, tables
 from retroact_lib.config import load_config
 from retroact_lib.files import read_json, write_text
 
@@ -159,6 +159,16 @@ def against(env: str) -> str:
     found = _unseen(env)
     others = [arm for arm in known_arms(found) if arm not in ("base", "retroact")]
     return pairs(env, "", *(f"retroact-{arm}" for arm in others))
+
+
+def claimed(env: str) -> str:
+    """What a run says of each claim of docs/claims.md whose arms it has."""
+    judged, rows = claims.judge(outcomes(env, "outcomes-0*"), _resamples(env)), []
+    for row in judged.itertuples():
+        when = "greedy" if row.mode == "greedy" else f"by trial {row.trial}"
+        tested = [points(row), f"{row.p_holm:.2f}", f"{100 * row.detectable:.0f}"]
+        rows.append([f"{label(row.arm)} > {label(row.other)}", when, str(row.n), str(row.seeds), *tested])
+    return grid(["claim", "trial", "n", "seeds", "difference", "p, corrected", "smallest effect that would show"], rows)
 
 
 def pairs(env: str, file: str, *names: str) -> str:
@@ -344,7 +354,7 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(environments, arms, families, gains, against, pairs, choice, tried, why, solved),
+        *(environments, arms, families, gains, against, claimed, pairs, choice, tried, why, solved),
         *(training, sizes, learning, raw),
         *(earlier, earlier_arms),
     )
