@@ -50,14 +50,8 @@ def bootstrap_interval(value_NS, resamples: int = 10_000, seed: int = 0) -> tupl
     Values [N] are resampled over N tasks (Efron 1979), values [N, S] over N tasks and S seeds, see
     `bootstrap_means`. Raises ValueError without values.
     """
-    value_NS = np.asarray(value_NS, dtype=float)
-    if value_NS.size == 0:
-        raise ValueError("There are no values to resample.")
-    mean = float(np.nanmean(value_NS))
-    if value_NS.size == 1:
-        return mean, mean, mean
     low, high = np.percentile(bootstrap_means(value_NS, resamples, seed), (2.5, 97.5))
-    return mean, float(low), float(high)
+    return float(np.nanmean(np.asarray(value_NS, dtype=float))), float(low), float(high)
 
 
 def bootstrap_means(value_NS, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -67,6 +61,10 @@ def bootstrap_means(value_NS, resamples: int = 10_000, seed: int = 0) -> np.ndar
     alone makes has a wide interval. Few seeds tell little about others: with three, intervals are still too narrow.
     """
     value_NS = np.asarray(value_NS, dtype=float)
+    if value_NS.size == 0:
+        raise ValueError("There are no values to resample.")
+    if value_NS.size == 1:
+        return value_NS.reshape(1)
     draws = np.random.default_rng(seed)
     if value_NS.ndim == 1 or value_NS.shape[1] == 1:
         drawn = bootstrap((value_NS.reshape(-1),), np.mean, n_resamples=resamples, method="percentile", rng=draws)
@@ -124,8 +122,8 @@ def compare(
         if not {arm, other} <= set(both.columns):
             continue
         difference_NS = (both[arm] - both[other]).dropna().unstack("seed")
-        mean, low, high = bootstrap_interval(difference_NS, resamples)
-        means = bootstrap_means(difference_NS, resamples) if difference_NS.size > 1 else np.array([mean])
+        means = bootstrap_means(difference_NS, resamples)
+        low, high = np.percentile(means, (2.5, 97.5))
         beyond = min((means <= 0).sum(), (means >= 0).sum())
         rows.append(
             dict(
@@ -134,9 +132,9 @@ def compare(
                 **dict(zip(by, key, strict=True)),
                 n=len(difference_NS),
                 seeds=difference_NS.shape[1],
-                difference=mean,
-                low=low,
-                high=high,
+                difference=float(np.nanmean(difference_NS)),
+                low=float(low),
+                high=float(high),
                 p=min(1.0, 2 * (beyond + 1) / (len(means) + 1)),
                 detectable=2.8 * float(means.std()),
             )
