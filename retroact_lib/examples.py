@@ -101,8 +101,9 @@ def rewarded_examples(
             example = _reflector_example(policy, env, trajectory, k, reflection, reveal_reward)
             reflector.append((replace(example, reward=reward), (number, k)))
     kept = []
-    for made in (planner, reflector):
-        advantages = BASELINES[config.baseline]([example.reward for example, _ in made], [alike for _, alike in made])
+    for made, beside in ((planner, ()), (reflector, (0.0,))):  # without a reflection, a retry earns no credit
+        rewards, groups = [example.reward for example, _ in made], [alike for _, alike in made]
+        advantages = BASELINES[config.baseline](rewards, groups, beside)
         for (example, _), advantage in zip(made, advantages, strict=True):
             left_out = advantage < 0 and not config.negative_rewards and config.baseline == "none"
             if advantage != 0 and not left_out and any(example.mask):
@@ -110,15 +111,17 @@ def rewarded_examples(
     return kept
 
 
-def minus_mean(rewards: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+def minus_mean(rewards: Sequence[float], groups: Sequence[Hashable], beside: Sequence[float] = ()) -> list[float]:
     """Rewards minus the mean of all."""
     mean = sum(rewards) / max(len(rewards), 1)
     return [reward - mean for reward in rewards]
 
 
-def leave_one_out(rewards: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
-    """Rewards minus the mean of the others in their group; alone in it, there is nothing to compare with: 0.
+def leave_one_out(rewards: Sequence[float], groups: Sequence[Hashable], beside: Sequence[float] = ()) -> list[float]:
+    """Rewards minus the mean of the others in their group, and of those `beside` every group.
 
+    A reward that has nothing to be compared with becomes 0. A reflection is compared with doing without it, which
+    earns 0 and stands beside every group: so a lone one keeps its credit, and two that help alike are both favoured.
     Source: Kool et al. 2019 (RLOO).
     """
     together: dict[Hashable, list[float]] = {}
@@ -126,13 +129,13 @@ def leave_one_out(rewards: Sequence[float], groups: Sequence[Hashable]) -> list[
         together.setdefault(group, []).append(reward)
 
     def advantage(reward: float, group: Hashable) -> float:
-        others = len(together[group]) - 1
-        return reward - (sum(together[group]) - reward) / others if others else 0.0
+        others = len(together[group]) - 1 + len(beside)
+        return reward - (sum(together[group]) - reward + sum(beside)) / others if others else 0.0
 
     return [advantage(reward, group) for reward, group in zip(rewards, groups, strict=True)]
 
 
-BASELINES = {"none": lambda rewards, groups: list(rewards), "role": minus_mean, "task": leave_one_out}
+BASELINES = {"none": lambda rewards, groups, beside: list(rewards), "role": minus_mean, "task": leave_one_out}
 """`RLConfig.baseline` -> the advantages of a role's rewards. A group holds the draws of one text: trials at a task that
 come after as many others with the same reflections, or reflections on the same failed trial."""
 

@@ -173,8 +173,10 @@ def test_a_task_is_compared_with_its_other_examples(policy, env):
     made[3].task_id = "alone"
     rows = rewards(policy, env, *made, baseline="task", objective="ppo")
     # first trials: 0 - (0.5 + 1) / 2, 0.5 - (0 + 1) / 2, 1 - (0 + 0.5) / 2. Second trials, which read a reflection, are
-    # compared with each other. The single draw of a text tells nothing, and neither does a reflection alone.
-    assert rows == [("planner", reward) for reward in (-0.75, -0.5, 0.5, 0.75)]
+    # compared with each other. The single draw of a text tells nothing.
+    assert rows[:4] == [("planner", reward) for reward in (-0.75, -0.5, 0.5, 0.75)]
+    # A reflection is compared with doing without one, which earns nothing: 0.25 * 1 and 0.25 * 1.5.
+    assert rows[4:] == [("reflector", 0.25), ("reflector", 0.375)]
     made = trajectory(0.0, 1.0)
     made.retries = [
         Retries(1, None, [made.trials[0], made.trials[0]]),
@@ -182,7 +184,8 @@ def test_a_task_is_compared_with_its_other_examples(policy, env):
         Retries(1, Reflection("It was the other table."), [made.trials[0]]),
     ]
     rows = rewards(policy, env, made, baseline="task", objective="ppo")
-    assert [row for row in rows if row[0] == "reflector"] == [("reflector", 1.0), ("reflector", -1.0)]
+    # Its two reflections earn 1 and 0: 1 - (0 + 0) / 2 and 0 - (1 + 0) / 2.
+    assert [row for row in rows if row[0] == "reflector"] == [("reflector", 1.0), ("reflector", -0.5)]
 
 
 def test_a_success_is_a_full_reward_or_a_reflection_that_helped(policy, env):
