@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
     command.add_argument("--stage", type=int, default=1, help="1: imitation; 2: the joint policy gradient after it")
     command.add_argument("--modes", nargs="+", default=["greedy"], help=f"some of {', '.join(choices.MODES)}")
+    command.add_argument("--arm", default="retroact", help=f"of stage 2; one of {', '.join(choices.ARMS)}")
     command.add_argument("--by-round", action="store_true", help="play after every round of stage 2, for its curve")
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="override settings by name")
     command = commands.add_parser("pages", help="write the tables of README and the other pages from the results")
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "try":
             for seed in options.seeds:
                 settings = load_config(options.profile, env=options.env, seed=seed, **_overrides(options.set))
-                asked = options.label, options.stage, tuple(options.modes), options.by_round
+                asked = options.label, options.stage, tuple(options.modes), options.by_round, options.arm
                 table = choices.try_out(settings, *asked)
                 for mode, played in table.groupby("mode", sort=False):
                     print(f"{options.label}, seed {seed}, {mode}", reactions.summary(played).round(0), sep="\n")

@@ -2,6 +2,8 @@
 
     python -m retroact_lib try mended --env intercode_sql --set il_tasks=320 mistake_rate=0.6
     python -m retroact_lib try clean --env intercode_sql --set il_tasks=320 mistake_rate=0
+    python -m retroact_lib try joint --env intercode_sql --stage 2 --set rounds=4
+    python -m retroact_lib try control --env intercode_sql --stage 2 --arm continued_sft --set rounds=4
 
 Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
 read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
@@ -15,35 +17,49 @@ from pathlib import Path
 import pandas as pd
 
 from retroact_lib import paths, reactions, stages
-from retroact_lib.config import StudyConfig, load_config
+from retroact_lib.config import ABLATIONS, StudyConfig, load_config
 from retroact_lib.files import read_json, write_json, write_text
 
 MODES = ("greedy", "sampled", "retry")
+ARMS = ("retroact", *ABLATIONS)
 
 
 def try_out(
-    config: StudyConfig, label: str, stage: int = 1, modes: tuple[str, ...] = ("greedy",), by_round: bool = False
+    config: StudyConfig,
+    label: str,
+    stage: int = 1,
+    modes: tuple[str, ...] = ("greedy",),
+    by_round: bool = False,
+    arm: str = "retroact",
 ) -> pd.DataFrame:
     """Train up to stage 1 or 2 by these settings, play the validation tasks, keep and return the trial table.
 
-    `by_round` plays them after every round of stage 2 as well. Raises ValueError for a label that is no file name or
-    has been given to other settings, or an unknown stage or mode.
+    Stage 2 is that of the full method or of another `arm`. `by_round` plays the tasks after every round of it as well.
+    Raises ValueError for a label that is no file name or has been given to other settings, or an unknown stage, mode
+    or arm.
     """
     if not label.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"The label {label!r} names a file; expected letters, digits, - and _.")
     if stage not in (1, 2):
         raise ValueError(f"stage is {stage}; expected 1 (imitation) or 2 (joint policy gradient).")
-    if by_round and stage != 2:
-        raise ValueError(f"stage is {stage}, which has no rounds; expected 2.")
+    if arm not in ARMS:
+        raise ValueError(f"Unknown arm {arm!r}; expected one of {', '.join(ARMS)}.")
+    if stage != 2 and (by_round or arm != "retroact"):
+        raise ValueError(f"stage is {stage}, which has no rounds and no arms; expected 2.")
+    if by_round and arm == "longer_sft":
+        raise ValueError("The arm longer_sft has no stage 2, so it has no rounds.")
     if unknown := set(modes) - set(MODES):
         raise ValueError(f"Unknown mode {min(unknown)!r}; expected some of {', '.join(MODES)}.")
-    file = folder(config) / f"{label}-seed{config.seed}"
+    file, differs = folder(config) / f"{label}-seed{config.seed}", changed(config)
+    if arm != "retroact":
+        differs["arm"] = arm
     for other in sorted(file.parent.glob(f"{label}-seed*.json")):
-        if read_json(other).get("changed") != changed(config):
+        if read_json(other).get("changed") != differs:
             raise ValueError(f"{other} holds other settings under the label {label!r}; choose another label.")
-    trained = stages.imitation_runs(config)
     if stage == 2:
-        trained += stages.train_joint_rl(config)
+        config, trained = stages.train_arm(config, arm)
+    else:
+        trained = stages.imitation_runs(config)
     found = [stages.evaluate(config, trained[-1], label, "validation", mode) for mode in modes]
     environment, tasks = stages.environment(config), stages.task_sets(config)["validation"]
     trials = [
@@ -58,7 +74,7 @@ def try_out(
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
     if by_round:
         write_text(file.with_name(f"{file.name}-rounds.csv"), stages.round_curve(config, modes).to_csv(index=False))
-    kept = {"changed": changed(config), "runs": {run.path.name: run.manifest for run in trained}}
+    kept = {"changed": differs, "runs": {run.path.name: run.manifest for run in trained}}
     write_json(file.with_suffix(".json"), kept)
     return table
 

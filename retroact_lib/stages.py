@@ -481,12 +481,17 @@ def run_ablation(config: StudyConfig, arm: str) -> pd.DataFrame:
 
     An arm that finds nothing to learn from stays where stage 1 left it.
     """
-    changed = _arm_config(config, arm)
     modes = ("retry",) if arm == "plain_retry" else ("greedy", "sampled")
-    trained = [train_sft(changed), *_second_stage(config, arm)]
+    changed, trained = train_arm(config, arm)
     table = evaluate_arm(changed, trained[-1], arm, splits=("test",), modes=modes)
     tables.save(config, table, f"outcomes-04-{arm}", trained)
     return table
+
+
+def train_arm(config: StudyConfig, arm: str) -> tuple[StudyConfig, list[Run]]:
+    """The settings of an arm, ``retroact`` or one of `ABLATIONS`, and the runs that make its policy, in order."""
+    changed = _arm_config(config, arm)
+    return changed, [*imitation_runs(changed), *_second_stage(config, arm)]
 
 
 def training_sizes(config: StudyConfig, arms: Sequence[str]) -> pd.DataFrame:

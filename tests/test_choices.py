@@ -69,15 +69,30 @@ def test_every_round_of_stage_2_is_kept_where_it_is_asked_for(tried):
     assert played[0] == 0 < played[1] < played[2] and set(curve["mode"]) == {"greedy", "retry"}
 
 
+def test_an_arm_of_stage_2_is_tried_under_its_name(tried):
+    folder, _ = tried
+    settings = json.loads((folder / "one-seed0.json").read_text())["changed"]
+    asked = ["try", "planner", "--profile", "smoke", "--stage", "2", "--arm", "planner_only", "--set"]
+    with pytest.warns(UserWarning, match="roles planner"):
+        assert command_line.main([*asked, *(f"{k}={v}" for k, v in settings.items())]) == 0
+    book = json.loads((folder / "planner-seed0.json").read_text())
+    assert book["changed"] == {**settings, "arm": "planner_only"}
+    rl = [run for run in book["runs"].values() if run["stage"] == "rl"]
+    assert [run["parameters"]["roles"] for run in rl] == ["planner"]
+
+
 @pytest.mark.parametrize(
-    ("label", "stage", "modes", "message"),
+    ("asked", "message"),
     [
-        ("a/b", 1, ("greedy",), "The label 'a/b' names a file"),
-        ("a", 3, ("greedy",), "stage is 3; expected 1"),
-        ("a", 1, ("warm",), "Unknown mode 'warm'"),
-        ("a", 1, (), "stage is 1, which has no rounds"),
+        ({"label": "a/b"}, "The label 'a/b' names a file"),
+        ({"stage": 3}, "stage is 3; expected 1"),
+        ({"modes": ("warm",)}, "Unknown mode 'warm'"),
+        ({"by_round": True}, "stage is 1, which has no rounds"),
+        ({"arm": "no_il"}, "stage is 1, which has no rounds and no arms"),
+        ({"arm": "none", "stage": 2}, "Unknown arm 'none'; expected one of retroact, no_il"),
+        ({"arm": "longer_sft", "stage": 2, "by_round": True}, "The arm longer_sft has no stage 2"),
     ],
 )
-def test_bad_input_is_one_sentence(label, stage, modes, message):
+def test_bad_input_is_one_sentence(asked, message):
     with pytest.raises(ValueError, match=message):
-        choices.try_out(load_config("smoke"), label, stage, modes, by_round=not modes)
+        choices.try_out(load_config("smoke"), **{"label": "a", **asked})
