@@ -47,8 +47,9 @@ class DataConfig:
     expert_trials: int = 2
     """K of the expert."""
     corrected_tasks: int = 0
-    """Further training tasks: the imitation policy plays, the expert ends the trials that went wrong, and stage 1 goes
-    on with those (one round of DAgger); 0 leaves it out. Stage 2's regulariser has the demonstrations alone."""
+    """Further training tasks: the imitation policy plays, the expert ends the trials that went wrong and reflects on
+    those that failed, and stage 1 goes on with that (one round of DAgger); 0 leaves it out. Stage 2's regulariser has
+    the demonstrations alone."""
     mistake_rate: float = 0.3
     """Share of expert episodes whose first trial holds a slip; most of those that show are mended in that trial."""
 

@@ -192,7 +192,7 @@ def correct(config: StudyConfig, start: Run) -> Run:
         begun = read_trajectories(played.file(TRAJECTORIES))
         made = experts.corrections(environment(config), tasks, begun, config.seed, **limits)
         write_trajectories(run.path / TRAJECTORIES, made)
-        run.finish(trajectories=len(made), solved=sum(t.trials[-1].success for t in made))
+        run.finish(trajectories=len(made), reflections=sum(len(t.reflections) for t in made))
     return run
 
 

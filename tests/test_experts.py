@@ -30,7 +30,7 @@ from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE,
 from retroact_lib.experts import corrections, expert_for, expert_trajectories
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
 from retroact_lib.trajectories import Trajectory, Trial, Turn
-from retroact_lib.trials import draw_seed
+from retroact_lib.trials import Attempt, draw_seed
 
 TABLES = {
     "singer": [("Singer_ID", "int"), ("Name", "text"), ("Country", "text"), ("Age", "int")],
@@ -179,7 +179,7 @@ def test_failure_reflection_and_success(toy):
 def test_the_evaluator_decides(toy, monkeypatch):
     """A "slip" that answers the question is a success; a careful trial that it rejects is a failure."""
     gold = TASKS[0].meta["gold"]
-    harmless = Mistake("harmless", gold + " AND 1 = 1", "did it my way", "do the same")
+    harmless = Mistake("harmless", gold + " AND 1 = 1")
     monkeypatch.setattr("retroact_lib.envs.intercode_sql.expert.draw_mistake", lambda *args, **kwargs: harmless)
     (trial,) = ScriptedSQLExpert().demonstrate(toy, TASKS[0], seed=1, mistake_rate=1.0).trials
     assert trial.success and trial.turns[-2].action == f"execute[{harmless.sql}]"
@@ -273,7 +273,7 @@ def thoughts(trial) -> list[str]:
 )
 def test_a_slip_that_shows_is_mended_in_its_trial(toy, monkeypatch, family, sql, mode, looks, thought):
     task = next(task for task in TASKS if task.family == family)
-    slipping(monkeypatch, Mistake("any", sql, "did it wrong", "do it right", mode))
+    slipping(monkeypatch, Mistake("any", sql, mode))
     rolled = 0.1 if mode == "look" else 0.9  # a look without a query, a guess before anything is listed
     monkeypatch.setattr(random.Random, "random", lambda self: rolled)
     (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=1.0).trials
@@ -292,7 +292,7 @@ def test_what_comes_next_depends_on_the_observation(toy, monkeypatch):
     query = "SELECT COUNT(*) FROM singer WHERE Nation = 'France'"
     followed = {}
     for seen in ("Error executing query: Unknown column 'Nation' in 'where clause'", "[(0,)]", "[(2,)]"):
-        slipping(monkeypatch, Mistake("any", query, "did it wrong", "do it right"))
+        slipping(monkeypatch, Mistake("any", query))
         session = ScriptedSQLExpert().session(toy, TASKS[0], random.Random(0), 1.0, 1, 8)
         steps = session.attempt([])
         move = next(steps)
@@ -307,7 +307,7 @@ def test_what_comes_next_depends_on_the_observation(toy, monkeypatch):
 
 
 def test_a_second_slip_in_the_same_trial(toy, monkeypatch):
-    first, second = (Mistake("any", f"SELECT MAX({name}) FROM singer", "did", "do") for name in ("years", "old"))
+    first, second = (Mistake("any", f"SELECT MAX({name}) FROM singer") for name in ("years", "old"))
     slipping(monkeypatch, first, second)
     task = next(task for task in TASKS if task.family == "max")
     (trial,) = ScriptedSQLExpert().demonstrate(toy, task, mistake_rate=1.0).trials
@@ -412,7 +412,7 @@ def test_which_column_a_wrong_name_stands_for(toy, gold, sql, name, meant):
     task = Task("t", "?", "f", {"db": "toy", "gold": gold, "words": {"Age": "years of life"}})
     session = ScriptedSQLExpert().session(toy, task, random.Random(0), 0.0, 1, 8)
     sql = sql or gold.replace("WHERE Average", "WHERE averages")
-    assert _Attempt(session, [], None)._meant(name, sql)[0] == meant
+    assert _Attempt(session, [])._meant(name, sql)[0] == meant
 
 
 def test_what_was_not_looked_at_is_looked_at(toy):
@@ -421,6 +421,62 @@ def test_what_was_not_looked_at_is_looked_at(toy):
     (trial,) = ScriptedSQLExpert().correct(toy, task, turns).trials
     assert [turn.action for turn in trial.turns[1:3]] == ["execute[DESC singer]", "execute[DESC song]"]
     assert trial.success and "failed" in thoughts(trial)[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "last", "did", "plan"),
+    [
+        ("max", ["SELECT MIN(Age) FROM singer"], "asked for the lowest Age", "ask for the highest Age"),
+        ("max", ["SELECT MAX(Singer_ID) FROM song"], "asked song", "look at singer"),
+        ("max", ["SELECT MAX(Age) FROM singers"] * 2, "asked singers again and again, which is no table", "ask singer"),
+        ("max", ["SELECT MAX(Agee) FROM singer"], "used Agee, which is no column of singer", "use Age for the years"),
+        ("max", [], "did not run a query", "ask for the highest Age from singer"),
+        (
+            "count",
+            ["SELECT COUNT(*) FROM singer"],
+            "kept the rows without any condition",
+            "keep only the rows with Country = 'France'",
+        ),
+        ("top", ["SELECT Name FROM singer"], "took all rows", "take the one with the highest Age"),
+        ("top", ["SELECT Age FROM singer"], "asked for Age", "ask for Name from singer, with the highest Age"),
+        (
+            "count",
+            ["SELECT COUNT(*) FROM singer WHERE Country = France"],
+            "ran a query that fails. The value 'France' needs quotes",
+            "ask for the number of rows from singer, where Country = 'France'",
+        ),
+        ("group", ["SELECT Country, COUNT(*) FROM singer"], "made no groups", "make groups per Country"),
+        (
+            "except",
+            ["SELECT Singer_ID FROM singer"],
+            "asked singer",
+            "ask for Singer_ID from singer, combined by EXCEPT with a second query",
+        ),
+    ],
+)
+def test_a_failed_trial_of_somebody_else_is_judged_by_its_last_query(toy, family, last, did, plan):
+    task = Task("t", "?", family, {"db": "toy", "gold": GOLD[family][1], "words": {"Age": "years"}})
+    tables = ["singer", "song"] if family == "except" else [] if did == "asked song" else ["singer"]
+    looks = ["execute[SHOW TABLES]", *(f"execute[DESC {table}]" for table in tables)]
+    actions = [*looks, *(f"execute[{sql}]" for sql in last), "submit"]
+    with Attempt(toy, task, [], 10, 0) as attempt:
+        for action in actions:
+            attempt.act(f" So.\nAction {attempt.step}: {action}\n", action)
+        trial = attempt.record()
+    assert not trial.success
+    advised = ScriptedSQLExpert().advise(toy, task, trial, seed=2)
+    assert f"I {did}." in advised.reflections[0].text
+    assert plan in advised.reflections[0].text
+    assert advised.trials[0].turns[0].slip and not advised.trials[0].success
+    assert advised.trials[1].success and advised.trials[1].reflections == [advised.reflections[0].text]
+    assert advised == ScriptedSQLExpert().advise(toy, task, trial, seed=2)
+
+
+def test_an_expert_that_cannot_tell_gives_no_advice(toy):
+    assert (
+        ChatExpert("http://localhost", "m").advise(toy, TASKS[0], Trial([], begun(("So.", "submit")), 0.0, False))
+        is None
+    )
 
 
 def test_corrections_begin_where_a_trial_went_wrong(toy, monkeypatch):
@@ -437,9 +493,10 @@ def test_corrections_begin_where_a_trial_went_wrong(toy, monkeypatch):
     monkeypatch.setattr(toy, "ends", lambda action: action == "submit", raising=False)
     made = corrections(toy, TASKS, played, seed=1)
     # of one trial nothing is left before its last two turns, and one was over with its error
-    assert [t.task_id for t in made] == [TASKS[0].id, TASKS[3].id]
-    assert all(t.trials[0].success for t in made) and made == corrections(toy, TASKS, played, seed=1)
-    assert corrections(toy, TASKS, played, max_steps=2) == []
+    assert [t.task_id for t in made if len(t.trials) == 1] == [TASKS[0].id, TASKS[3].id]
+    assert [t.task_id for t in made if len(t.trials) == 2] == [task.id for task in TASKS[:4]]
+    assert all(t.trials[-1].success for t in made) and made == corrections(toy, TASKS, played, seed=1)
+    assert {len(t.trials) for t in corrections(toy, TASKS, played, max_steps=2)} == {2}  # no room to end them
     with pytest.raises(ValueError, match="is over, so that nothing is left to correct"):
         ScriptedSQLExpert().correct(toy, TASKS[0], [error], max_steps=1)
     with pytest.raises(ValueError, match="_ChatSession cannot take over a trial"):
@@ -459,7 +516,8 @@ def test_a_trial_that_failed_without_an_error_is_taken_over_before_its_last_two_
         trajectories = [
             Trajectory(task.id, task.question, task.family, [Trial([], begun(*steps), 0.0, success)]) for task in TASKS
         ]
-        made = [t.trials[0] for seed in range(4) for t in corrections(toy, TASKS, trajectories, seed=seed)]
+        shown = [t for seed in range(4) for t in corrections(toy, TASKS, trajectories, seed=seed)]
+        made = [t.trials[0] for t in shown if len(t.trials) == 1]
         assert len(made) == (0 if success else 4 * len(TASKS))
         assert {sum(turn.slip for turn in trial.turns) for trial in made} == (set() if success else {1, 2})
         assert all(trial.success for trial in made)
@@ -473,7 +531,7 @@ def test_a_trial_that_failed_without_an_error_is_taken_over_before_its_last_two_
 # ------------------------------------------------------------------------------------------------- the SQL slips
 
 
-def test_every_slip_changes_the_query_and_names_something():
+def test_every_slip_changes_the_query():
     found = collections.Counter()
     for task in TASKS:
         query = Query(task.meta["gold"], TABLES)
@@ -481,9 +539,8 @@ def test_every_slip_changes_the_query_and_names_something():
             mistake = slip(query, random.Random(3))
             if mistake:
                 found[name] += 1
-                assert mistake.name == name and mistake.did and mistake.plan
+                assert mistake.name == name
                 assert mistake.sql != query.sql and "\n" not in mistake.sql
-                assert query.sql.lower() not in f"{mistake.did} {mistake.plan}".lower()
     assert len(found) >= 16
 
 
@@ -571,9 +628,9 @@ def test_a_text_without_its_quotes_is_a_slip_that_is_mended():
     for task in env.tasks("train", 400):
         query = Query(task.meta["gold"], env.schema(task.meta["db"]))
         if slip := MISTAKES["unquoted_value"](query, random.Random(0)):
+            (text,) = [text for text in query.texts() if f"'{text}'" not in slip.sql]
             (trial,) = ScriptedSQLExpert().correct(env, task, begun(("So.", f"execute[{slip.sql}]"))).trials
             if env.is_error(trial.turns[0].observation):  # a bare name may be one that the database knows
-                text = slip.did.removeprefix("wrote the value ").removesuffix(" without quotes")
                 said.add(f"The value '{text}' needs quotes." in " ".join(thoughts(trial)))
                 assert trial.success
     assert said == {True}

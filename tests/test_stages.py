@@ -218,13 +218,18 @@ def test_the_expert_ends_what_the_policy_began_and_stage_1_goes_on_with_it(confi
     assert len({task.id for name in ("il", "rl", "known", "corrected") for task in sets[name]}) == 4 + 4 + 6 + 4
     made = read_trajectories(stages.correct(changed, first).file(stages.TRAJECTORIES))
     assert made and all(t.trials[0].turns[0].slip and t.trials[0].turns[0].ids for t in made)
-    assert all(t.trials[0].success and not t.trials[0].turns[-1].slip for t in made)
-    for trajectory, row in zip(made, rows[-1], strict=False):
-        policy_wrote = sum(len(turn.ids) for turn in trajectory.trials[0].turns if turn.slip)
+    assert all(t.trials[-1].success and not t.trials[-1].turns[-1].slip for t in made)
+    advised = [t for t in made if len(t.trials) == 2]
+    assert advised and all(len(t.reflections) == 1 and not t.trials[0].success for t in advised)
+    planner = iter(row for row in rows[-1] if row.role == "planner")
+    for trajectory, row in zip(made, planner, strict=False):
+        policy_wrote = sum(len(turn.ids) for turn in trajectory.trials[-1].turns if turn.slip)
         begin = row.mask.index(1)
         assert sum(row.mask[:begin]) == 0 and begin > policy_wrote
     assert [done.key for done in stages.imitation_runs(changed)][::2] == [first.key, run.key]
-    assert run.manifest["summary"]["examples"] == 2 * len(made) and run.manifest["inputs"]["start"] == first.key
+    shown, known = len(made) + len(advised), first.manifest["summary"]["examples"]
+    assert run.manifest["summary"]["examples"] == shown + min(shown, known)
+    assert run.manifest["inputs"]["start"] == first.key
     before, after = (stages.load_policy(config, done).adapter_state() for done in (first, run))
     assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
     assert "corrected" not in set(stages.evaluate_arm(changed, run, "sft", modes=("greedy",))["split"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from retroact_lib import prompts
@@ -45,6 +46,10 @@ class Session(ABC):
     def take_over(self, turns: Sequence[Turn]) -> Steps:
         """Go on with a trial that somebody else began. Raises ValueError if the expert cannot."""
         raise ValueError(f"{type(self).__name__} cannot take over a trial that somebody else began.")
+
+    def judge(self, trial: Trial) -> str:
+        """One line on a `trial` that somebody else failed: the mistake and the plan; '' if the expert cannot tell."""
+        return ""
 
 
 class Expert(ABC):
@@ -115,6 +120,22 @@ class Expert(ABC):
                 raise ValueError(f"the trial at task {task.id} is over, so that nothing is left to correct.")
             trial = _play(attempt, session.take_over(list(attempt.turns)))
         return Trajectory(task.id, task.question, task.family, [trial])
+
+    def advise(
+        self, env: Env, task: Task, trial: Trial, seed: int = 0, max_steps: int | None = None, max_repeats: int = 0
+    ) -> Trajectory | None:
+        """Reflect on a trial that somebody else failed, and play the next one by that; None without a reflection.
+
+        The failed turns count as slips, as in `correct`.
+        """
+        max_steps = env.max_steps if max_steps is None else max_steps
+        session = self.session(env, task, random.Random(seed), 0.0, 2, max_steps)
+        if not (said := session.judge(trial)):
+            return None
+        failed = replace(trial, turns=[replace(turn, slip=True) for turn in trial.turns])
+        with Attempt(env, task, [said], max_steps, max_repeats) as attempt:
+            again = _play(attempt, session.attempt(attempt.reflections))
+        return Trajectory(task.id, task.question, task.family, [failed, again], [Reflection(said)])
 
 
 def _play(attempt: Attempt, steps: Steps) -> Trial:

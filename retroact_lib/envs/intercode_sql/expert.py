@@ -14,10 +14,13 @@ from retroact_lib.envs.intercode_sql.mistakes import EARLY, GUESS, LOOK, REPEAT,
 from retroact_lib.envs.intercode_sql.query import (
     Query,
     clauses,
+    condition,
     describe,
     join_keys,
+    joined_on,
     name_words,
     normalise,
+    plain,
     quoted,
     wanted,
 )
@@ -69,10 +72,6 @@ _REFLECTIONS = (
     "I {did}. In the next attempt I will {plan}, check the rows and then submit.",
     "I should not have submitted yet: I {did}. The fix is to {plan}.",
 )
-_UNEXPLAINED = (
-    "run a query for {w}, compare columns and conditions with the question, and check the rows",
-    "read the question again and make sure that the query returns {w}",
-)
 
 
 class ScriptedSQLExpert(Expert):
@@ -108,25 +107,29 @@ class _SQLSession(Session):
             again = rng.random() < SECOND_SLIP
             if again and (second := draw_mistake(query, rng, avoid=[first.name, "submitted_early", "repeated_error"])):
                 self.slips.append(second)
-        self.failed: Mistake | None = None
-        """The slip that ended the trial before."""
+        self.plan = ""
+        """What the last reflection plans."""
 
     def attempt(self, reflections: list[str]) -> Steps:
-        before, self.failed = self.failed, None
-        return _Attempt(self, reflections, before).steps()
+        return _Attempt(self, reflections, self.plan).steps()
 
     def take_over(self, turns: Sequence[Turn]) -> Steps:
-        attempt = _Attempt(self, [], None)
+        attempt = _Attempt(self, [])
         for turn in turns:
             attempt.note(turn.action, turn.observation)
         return attempt.go_on(turns[-1])
 
     def reflect(self, trial: Trial) -> str:
-        slip, submitted = self.failed, bool(trial.turns) and trial.turns[-1].action == "submit"
-        did = slip.did if slip else "gave an answer that the evaluator did not accept"
-        plan = slip.plan if slip else self.say(_UNEXPLAINED, w=wanted(self.query.select))
+        attempt = _Attempt(self, [])
+        for turn in trial.turns:
+            attempt.note(turn.action, turn.observation)
+        did, self.plan = attempt.went_wrong([turn for turn in trial.turns if _asks(_sql(turn.action))])
+        submitted = bool(trial.turns) and trial.turns[-1].action == "submit"
         templates = _REFLECTIONS if submitted else _REFLECTIONS[:2]  # the others speak of submitting
-        return self.say(templates, did=_short(did, 19), plan=_short(plan, 15))
+        return self.say(templates, did=did, plan=self.plan)
+
+    def judge(self, trial: Trial) -> str:
+        return self.reflect(trial)
 
     def say(self, templates: tuple[str, ...], **words: str) -> str:
         return self.rng.choice(templates).format(**words)
@@ -135,10 +138,10 @@ class _SQLSession(Session):
 class _Attempt:
     """One trial: what has been looked at, and what comes next."""
 
-    def __init__(self, session: _SQLSession, reflections: list[str], before: Mistake | None) -> None:
+    def __init__(self, session: _SQLSession, reflections: list[str], plan: str = "") -> None:
         self.of, self.query, self.say = session, session.query, session.say
         self.tables = session.query.tables[:3]
-        self.reflections, self.before = reflections, before
+        self.reflections, self.plan = reflections, plan
         self.used = 0
         self.listed: list[str] = []
         """The tables that SHOW TABLES showed."""
@@ -152,12 +155,11 @@ class _Attempt:
     def steps(self) -> Steps:
         because = ""
         while self.of.slips:
-            slip = self.of.failed = self.of.slips.pop(0)
+            slip = self.of.slips.pop(0)
             seen, found = yield from self._slip(slip, because)
             if found is None:
                 yield from self._do(self._check(seen, slip.sql), "submit", slip=True)
                 return
-            self.of.failed = None
             because = yield from self._look_again(found, slip.sql)
         yield from self._answer(because)
 
@@ -211,13 +213,55 @@ class _Attempt:
     def _left(self) -> int:
         return self.of.max_steps - self.used
 
+    # ---- judging
+
+    def went_wrong(self, queries: Sequence[Turn]) -> tuple[str, str]:
+        """Why a trial that ran these `queries` failed, and what to do next time.
+
+        The plan names only what the trial has shown: a table that was not looked at is to be looked at.
+        """
+        last = queries[-1] if queries else None
+        sql = _sql(last.action) if last else ""
+        if unseen := [table for table in self.tables if table not in self.columns]:
+            asked = _first_table(sql)
+            did = f"asked {asked}" if asked and asked not in self.tables else f"did not look at {listed(unseen)}"
+            about = f", but the question is about {self.of.noun}" if self.of.noun else ""
+            return f"{did}{about}", f"look at {listed(unseen)}" if self.listed else "list the tables first"
+        plan = f"ask for {describe(self.query, 20)}"
+        if last is None:
+            return "did not run a query", plan
+        if not is_error(last.observation):
+            return self._other_than_meant(sql, plan)
+        again = " again and again" if len(queries) > 1 and queries[-2].action == last.action else ""
+        if bare := self._bare(sql):
+            return f"ran a query that fails{again}. {bare.rstrip('.')}", plan
+        found = problem(last.observation, self.query)
+        if found and found.kind == TABLE:
+            return f"asked {found.words}{again}, which is no table", f"ask {listed(self.tables)}"
+        if found and found.kind == COLUMN:
+            column, table = self._meant(found.words, sql)
+            if column and column.lower() != found.words.lower():
+                words = self.query.words.get(column)
+                right = f"{quoted(column)} for the {words}" if words else quoted(column)
+                return f"used {found.words}{again}, which is no column of {table}", f"use {right}"
+        return f"ran a query that fails{again}", plan
+
+    def _other_than_meant(self, sql: str, plan: str) -> tuple[str, str]:
+        """How a query that ran differs from the one that was meant; `plan` where it differs in several ways."""
+        tried = _parsed(sql, self.query)
+        others = [(did, meant) for did, meant in zip(_done(tried), _done(self.query), strict=True) if did != meant]
+        if not others:
+            return "gave an answer that the evaluator did not accept", plan
+        did, (verb, rest) = others[0][0], others[0][1].split(" ", 1)
+        return did, plan if len(others) > 1 else f"{_TO_DO[verb]} {rest}"
+
     # ---- looking
 
     def _explore(self, tables: list[str]) -> Steps:
         """List the tables, look at those that matter; as much as leaves two steps for query and submit."""
         skip = bool(tables) and all(_names(self.reflections[-1:], t) for t in tables) and self.of.rng.random() < 0.3
-        words = {"tables": listed(tables), "plan": _short(self.before.plan, 12) if self.before else ""}
-        todo = [] if skip else [(self.say(_RECALL if self.before else _LOOK, **words), "execute[SHOW TABLES]")]
+        words = {"tables": listed(tables), "plan": _short(self.plan, 12)}
+        todo = [] if skip else [(self.say(_RECALL if self.plan else _LOOK, **words), "execute[SHOW TABLES]")]
         for i, table in enumerate(tables):
             templates = _NEXT if i else _SKIP if skip else self._first()
             todo.append((self.say(templates, table=table, **words), f"execute[{_desc(table)}]"))
@@ -401,6 +445,31 @@ def _parsed(sql: str, query: Query) -> Query:
         return Query(sql, query.schema, query.words)
     except ValueError:
         return query
+
+
+_TO_DO = {"asked": "ask", "kept": "keep", "made": "make", "took": "take"}
+
+
+def _done(query: Query) -> tuple[str, ...]:
+    """What a query asked for, of which tables, under which conditions and in which groups and order."""
+    select, limit = query.select, query.select.args.get("limit")
+    where, group, having, order = (select.args.get(name) for name in ("where", "group", "having", "order"))
+    first = plain(limit.expression) if limit else ""
+    taken = f"took only the first {first} rows" if first else "took all rows"
+    if order:
+        by, down = plain(order.expressions[0].this), order.expressions[0].args.get("desc")
+        one = f"took the one with the {'highest' if down else 'lowest'} {by}"
+        taken = one if first == "1" else f"{taken} by {'descending' if down else 'ascending'} {by}"
+    both = f"asked a second query too and combined them by {query.tree.key.upper()}"
+    return (
+        f"asked for {wanted(select)}",
+        f"asked {listed(query.tables)}{joined_on(select)}",
+        f"kept only the rows with {condition(where.this)}" if where else "kept the rows without any condition",
+        f"made groups per {listed([plain(g) for g in group.expressions])}" if group else "made no groups",
+        f"kept only groups with {condition(having.this)}" if having else "kept all groups",
+        taken,
+        both if isinstance(query.tree, exp.SetOperation) else "asked only one query",
+    )
 
 
 def _sql(action: str) -> str:

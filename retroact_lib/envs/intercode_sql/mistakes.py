@@ -1,7 +1,7 @@
 """The slips that a person makes when writing a query.
 
-A slip is a `Mistake`: a wrong query together with words that name the error and the remedy without quoting the gold
-query. Whether the wrong query really earns less is not decided here but by the environment, which executes it.
+A slip is a `Mistake`: a wrong query. Whether it really earns less is not decided here but by the environment, which
+executes it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,13 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from retroact_lib.envs.base import listed
 from retroact_lib.envs.intercode_sql.query import (
     SPELLINGS,
     Query,
-    condition,
-    joined_on,
     name_words,
     outer_table,
-    plain,
     quoted,
     render,
-    wanted,
-    words_for,
 )
 
 QUERY, GUESS, LOOK, EARLY, REPEAT = "query", "guess", "look", "early", "repeat"
@@ -35,15 +29,11 @@ query of it; submitting before any query; a failing query that is repeated until
 
 @dataclass(frozen=True)
 class Mistake:
-    """One slip: the wrong SQL, and the words for thought and reflection."""
+    """One slip."""
 
     name: str
     """Its key in `MISTAKES`."""
     sql: str
-    did: str
-    """What went wrong; completes "I ..."."""
-    plan: str
-    """What to do instead; completes "Next time I will ..."."""
     mode: str = QUERY
 
 
@@ -77,24 +67,18 @@ def _wrong_table(query: Query, rng: random.Random) -> Mistake | None:
         return None
     guess = rng.choice(options)
     node.set("this", exp.to_identifier(guess))
-    return Mistake(
-        "wrong_table",
-        render(tree),
-        f"guessed a table called {guess}, which does not exist",
-        f"list the tables first and query {listed(query.tables[:3])}",
-        GUESS,
-    )
+    return Mistake("wrong_table", render(tree), GUESS)
 
 
-def _asked_of(query: Query, others: list[str], rng: random.Random) -> tuple[str, str] | None:
-    """The query asked of another table, one of `others`: (the table, the SQL); None if there is none."""
+def _asked_of(query: Query, others: list[str], rng: random.Random) -> str:
+    """The query asked of another table, one of `others`; '' if there is none."""
     if not others:
-        return None
+        return ""
     tree, _ = query.copy()
     other = rng.choice(others)
     for node in tree.find_all(exp.Table):
         node.set("this", exp.to_identifier(other))
-    return other, render(tree)
+    return render(tree)
 
 
 def _other_table(query: Query, rng: random.Random) -> Mistake | None:
@@ -103,15 +87,8 @@ def _other_table(query: Query, rng: random.Random) -> Mistake | None:
         return None
     (name,), asked = query.tables, {column.lower() for column in query.names()}
     others = [t for t in query.schema if t != name and asked <= {c.lower() for c in query.columns(t)}]
-    if not (found := _asked_of(query, others, rng)):
-        return None
-    other, sql = found
-    return Mistake(
-        "other_table",
-        sql,
-        f"queried {other}, but the question is about {name}",
-        f"use the table {name} instead of {other}",
-    )
+    sql = _asked_of(query, others, rng)
+    return Mistake("other_table", sql) if sql else None
 
 
 def _looked_elsewhere(query: Query, rng: random.Random) -> Mistake | None:
@@ -120,16 +97,8 @@ def _looked_elsewhere(query: Query, rng: random.Random) -> Mistake | None:
         return None
     (name,), asked = query.tables, {column.lower() for column in query.names()}
     others = [t for t in query.schema if t != name and not asked & {c.lower() for c in query.columns(t)}]
-    if not (found := _asked_of(query, others, rng)):
-        return None
-    other, sql = found
-    return Mistake(
-        "looked_elsewhere",
-        sql,
-        f"looked at {other}, which does not have what the question asks about",
-        f"look at the columns of {name}",
-        LOOK,
-    )
+    sql = _asked_of(query, others, rng)
+    return Mistake("looked_elsewhere", sql, LOOK) if sql else None
 
 
 def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
@@ -137,17 +106,8 @@ def _missing_filter(query: Query, rng: random.Random) -> Mistake | None:
     part = "where" if select.args.get("where") else "having"
     if not select.args.get(part):
         return None
-    text = condition(select.args[part].this)
-    names = [c.name for c in select.args[part].find_all(exp.Column)]
     select.set(part, None)
-    what = f"the condition on {names[0]}" if names else f"the condition {text}"
-    remedy = text if len(text.split()) <= 8 else "what the question asks"
-    return Mistake(
-        "missing_filter",
-        render(tree),
-        f"forgot {what}, so rows that were not asked for came along",
-        f"keep only the rows with {remedy}" if part == "where" else f"keep only groups with {remedy}",
-    )
+    return Mistake("missing_filter", render(tree))
 
 
 def _select_columns(select: exp.Select) -> list[exp.Column]:
@@ -164,14 +124,9 @@ def _wrong_column(query: Query, rng: random.Random) -> Mistake | None:
     others = [name for name in query.siblings(column) if name.lower() not in shown]
     if not others:
         return None
-    wrong, right = rng.choice(others[:3]), column.name
+    wrong = rng.choice(others[:3])
     column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
-    return Mistake(
-        "wrong_column",
-        render(tree),
-        f"used the column {wrong} where the question asks for {right}",
-        f"use {right} of {query.table_of(column)} instead of {wrong}",
-    )
+    return Mistake("wrong_column", render(tree))
 
 
 def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mistake | None:
@@ -196,14 +151,7 @@ def _guessed_column(query: Query, rng: random.Random, mode: str = QUERY) -> Mist
     guess = rng.choice(guesses)
     column.set("this", exp.to_identifier(guess))
     name = "repeated_error" if mode == REPEAT else "guessed_column"
-    ending = " and ran the same failing query again and again" if mode == REPEAT else ", which does not exist"
-    return Mistake(
-        name,
-        render(tree),
-        f"made up a column {guess}{ending}",
-        f"look at {table} with DESC and use {quoted(right)}",
-        mode,
-    )
+    return Mistake(name, render(tree), mode)
 
 
 def _repeated_error(query: Query, rng: random.Random) -> Mistake | None:
@@ -214,21 +162,16 @@ def _elsewhere(query: Query, rng: random.Random) -> Mistake | None:
     """A value looked for in another column than the one that holds it, so that nothing is found."""
     tree, select = query.copy()
     found = [
-        (node.this, node.expression.name)
+        node.this
         for node in (select.args["where"].find_all(exp.EQ) if select.args.get("where") else ())
         if isinstance(node.this, exp.Column) and node.expression.is_string and query.siblings(node.this)
     ]
     if not found:
         return None
-    column, value = rng.choice(found)
-    right, wrong = column.name, rng.choice(query.siblings(column)[:3])
+    column = rng.choice(found)
+    wrong = rng.choice(query.siblings(column)[:3])
     column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
-    return Mistake(
-        "elsewhere",
-        render(tree),
-        f"looked for {value} in {wrong}, where it does not stand",
-        f"look at the values of {right} and look for {value} there",
-    )
+    return Mistake("elsewhere", render(tree))
 
 
 def _unquoted_value(query: Query, rng: random.Random) -> Mistake | None:
@@ -238,12 +181,7 @@ def _unquoted_value(query: Query, rng: random.Random) -> Mistake | None:
     if not values:
         return None
     value = rng.choice(values)
-    return Mistake(
-        "unquoted_value",
-        query.sql.replace(f"'{value}'", value),
-        f"wrote the value {value} without quotes",
-        f"write '{value}' in quotes",
-    )
+    return Mistake("unquoted_value", query.sql.replace(f"'{value}'", value))
 
 
 def _bare_name(query: Query, rng: random.Random) -> Mistake | None:
@@ -252,8 +190,7 @@ def _bare_name(query: Query, rng: random.Random) -> Mistake | None:
     if not odd:
         return None
     name = rng.choice(odd)
-    did, plan = f"wrote {name} without backticks", f"write {quoted(name)} in backticks"
-    return Mistake("bare_name", query.sql.replace(quoted(name), name), did, plan)
+    return Mistake("bare_name", query.sql.replace(quoted(name), name))
 
 
 def _added_filter(query: Query, rng: random.Random) -> Mistake | None:
@@ -268,12 +205,7 @@ def _added_filter(query: Query, rng: random.Random) -> Mistake | None:
     column, value = rng.choice(columns), rng.choice([*query.words.values(), table])
     name = exp.column(exp.to_identifier(column, quoted=quoted(column) != column))
     select.where(exp.EQ(this=name, expression=exp.Literal.string(value)), copy=False)
-    return Mistake(
-        "added_filter",
-        render(tree),
-        f"asked for {column} = '{value}', which the question does not say",
-        "leave that condition out",
-    )
+    return Mistake("added_filter", render(tree))
 
 
 def _syntax(query: Query, rng: random.Random) -> Mistake | None:
@@ -282,12 +214,7 @@ def _syntax(query: Query, rng: random.Random) -> Mistake | None:
     bare = re.sub("`[^`]*`", lambda name: "_" * len(name[0]), sql)
     broken = [sql[:at] + sql[at + 1 :] for mark in ("'", ")") if (at := bare.rfind(mark)) > 0]
     broken += [sql.replace(word, short, 1) for word, short in _SHORTENED.items() if word in sql]
-    return Mistake(
-        "syntax",
-        rng.choice(broken or [sql.replace(" FROM ", " FORM ", 1)]),
-        "wrote a query with an error in its syntax",
-        "write the query again with every word, quote and bracket",
-    )
+    return Mistake("syntax", rng.choice(broken or [sql.replace(" FROM ", " FORM ", 1)]))
 
 
 _SHORTENED = {" GROUP BY ": " GROUP ", " ORDER BY ": " ORDER ", " IN (": " (", "SELECT DISTINCT": "DISTINCT SELECT"}
@@ -297,16 +224,12 @@ def _forgotten_distinct(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
     if select.args.get("distinct"):
         select.set("distinct", None)
-        what = wanted(select)
-        did = f"left repeated values of {what} in the answer"
     else:
         inner = next((d for item in select.selects for d in item.find_all(exp.Distinct)), None)
         if inner is None:
             return None
-        what = ", ".join(map(plain, inner.expressions))
-        did = f"counted repeated values of {what} more than once"
         inner.replace(inner.expressions[0])
-    return Mistake("forgotten_distinct", render(tree), did, f"use DISTINCT so that every {what} appears once")
+    return Mistake("forgotten_distinct", render(tree))
 
 
 _SWAPS = {exp.Max: exp.Min, exp.Min: exp.Max, exp.Avg: exp.Sum, exp.Sum: exp.Avg}
@@ -318,15 +241,8 @@ def _wrong_aggregate(query: Query, rng: random.Random) -> Mistake | None:
     if not found:
         return None
     node = rng.choice(found)
-    wrong = _SWAPS[type(node)](this=node.this.copy())
-    right_words, wrong_words = words_for(node), words_for(wrong)
-    node.replace(wrong)
-    return Mistake(
-        "wrong_aggregate",
-        render(tree),
-        f"computed {wrong_words}, but the question asks for {right_words}",
-        f"use {node.key.upper()} instead of {wrong.key.upper()}",
-    )
+    node.replace(_SWAPS[type(node)](this=node.this.copy()))
+    return Mistake("wrong_aggregate", render(tree))
 
 
 def _missing_count(query: Query, rng: random.Random) -> Mistake | None:
@@ -334,12 +250,7 @@ def _missing_count(query: Query, rng: random.Random) -> Mistake | None:
     if len(select.selects) != 1 or not isinstance(select.selects[0].unalias(), exp.Count) or select.args.get("group"):
         return None
     select.set("expressions", [exp.Star()])
-    return Mistake(
-        "missing_count",
-        render(tree),
-        "submitted the rows themselves, but the question asks how many",
-        "count the rows with COUNT and submit that number",
-    )
+    return Mistake("missing_count", render(tree))
 
 
 def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
@@ -351,43 +262,24 @@ def _wrong_direction(query: Query, rng: random.Random) -> Mistake | None:
     down = bool(first.args.get("desc"))
     first.set("desc", not down)
     first.set("nulls_first", down)  # as MySQL sorts, so that no CASE for empty values is written out
-    words = ("lowest", "highest") if down else ("highest", "lowest")
-    return Mistake(
-        "wrong_direction",
-        render(tree),
-        f"put the {words[0]} {plain(first.this)} first",
-        f"put the {words[1]} {plain(first.this)} first",
-    )
+    return Mistake("wrong_direction", render(tree))
 
 
 def _missing_limit(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
     if not select.args.get("limit"):
         return None
-    count = plain(select.args["limit"].expression)
     select.set("limit", None)
-    first = "one" if count == "1" else count
-    return Mistake(
-        "missing_limit",
-        render(tree),
-        f"submitted all rows, not only the first {first}",
-        f"keep the sorting and add LIMIT {count}",
-    )
+    return Mistake("missing_limit", render(tree))
 
 
 def _too_many_columns(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
     if select.args.get("group") or select.find(exp.AggFunc) or isinstance(tree, exp.SetOperation):
         return None
-    names = wanted(select)
     select.set("expressions", [exp.Star()])
     select.set("distinct", None)
-    return Mistake(
-        "too_many_columns",
-        render(tree),
-        f"returned every column, but only {names} was asked for",
-        f"select {names} and nothing else",
-    )
+    return Mistake("too_many_columns", render(tree))
 
 
 def _missing_column(query: Query, rng: random.Random) -> Mistake | None:
@@ -395,14 +287,9 @@ def _missing_column(query: Query, rng: random.Random) -> Mistake | None:
     if len(select.selects) < 2 or isinstance(tree, exp.SetOperation):
         return None
     items = list(select.selects)
-    gone = items.pop(rng.randrange(len(items)))
+    items.pop(rng.randrange(len(items)))
     select.set("expressions", items)
-    return Mistake(
-        "missing_column",
-        render(tree),
-        f"left out {words_for(gone)}, which the question also asks for",
-        f"select {wanted(query.select)} together",
-    )
+    return Mistake("missing_column", render(tree))
 
 
 _OPERATORS = {
@@ -423,15 +310,8 @@ def _wrong_operator(query: Query, rng: random.Random) -> Mistake | None:
         return None
     node = rng.choice(found)
     wrong = rng.choice(_OPERATORS[type(node)])(this=node.this.copy(), expression=node.expression.copy())
-    right_words = condition(node)
     node.replace(wrong)
-    short = len(right_words.split()) <= 8
-    return Mistake(
-        "wrong_operator",
-        render(tree),
-        f"compared wrongly: I wrote {condition(wrong)}",
-        f"keep the rows with {right_words}" if short else "turn that comparison round",
-    )
+    return Mistake("wrong_operator", render(tree))
 
 
 def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
@@ -444,13 +324,7 @@ def _forgotten_join(query: Query, rng: random.Random) -> Mistake | None:
         column.set("table", None)
     for table in select.find_all(exp.Table):
         table.set("alias", None)
-    name = outer_table(query)
-    return Mistake(
-        "forgotten_join",
-        render(tree),
-        f"queried {name} alone, which does not hold all the columns",
-        f"join {listed(query.tables[:3])}{joined_on(query.select)}",
-    )
+    return Mistake("forgotten_join", render(tree))
 
 
 def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
@@ -467,48 +341,25 @@ def _wrong_join_key(query: Query, rng: random.Random) -> Mistake | None:
     column = rng.choice(found)
     wrong = rng.choice(query.siblings(column)[:3])
     column.set("this", exp.to_identifier(wrong, quoted=quoted(wrong) != wrong))
-    return Mistake(
-        "wrong_join_key",
-        render(tree),
-        f"joined the tables on {wrong}, which does not link them",
-        f"join {listed(query.tables[:3])}{joined_on(query.select)}",
-    )
+    return Mistake("wrong_join_key", render(tree))
 
 
 def _missing_group(query: Query, rng: random.Random) -> Mistake | None:
     tree, select = query.copy()
     if not select.args.get("group"):
         return None
-    names = listed([plain(g) for g in select.args["group"].expressions])
     select.set("group", None)
-    return Mistake(
-        "missing_group",
-        render(tree),
-        f"put all rows together instead of one group per {names}",
-        f"group the rows by {names}",
-    )
+    return Mistake("missing_group", render(tree))
 
 
 def _missing_half(query: Query, rng: random.Random) -> Mistake | None:
     if not isinstance(query.tree, exp.SetOperation):
         return None
-    word = query.tree.key.upper()
-    return Mistake(
-        "missing_half",
-        render(query.select),
-        "answered only the first half of the question",
-        f"write both halves and combine them with {word}",
-    )
+    return Mistake("missing_half", render(query.select))
 
 
 def _submitted_early(query: Query, rng: random.Random) -> Mistake | None:
-    return Mistake(
-        "submitted_early",
-        "",
-        "submitted the description of a table without running a query",
-        f"run a query for {wanted(query.select)}",
-        EARLY,
-    )
+    return Mistake("submitted_early", "", EARLY)
 
 
 MISTAKES: dict[str, Callable[[Query, random.Random], Mistake | None]] = {
