@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -400,6 +401,21 @@ def test_the_expert_goes_on_in_a_household_that_somebody_else_was_in(env):
         (trial,) = expert_for(env).correct(env, task, turns, max_steps=100).trials
         assert trial.success and [turn.slip for turn in trial.turns] == [True, True] + [False] * (len(trial.turns) - 2)
         assert trial.turns[1].observation == "Nothing happens." and trial.turns[2].text.startswith(" Nothing happens. ")
+
+
+def test_the_expert_says_what_somebody_else_saw_and_goes_there(env):
+    for task in env.tasks("train"):
+        (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0, max_steps=100).trials
+        at = next(i for i, turn in enumerate(trial.turns) if turn.action.startswith("take "))
+        for shown in (1, at):  # the first place alone; all until the thing was seen
+            failed = dataclasses.replace(trial, turns=trial.turns[:shown], reward=0.0, success=False)
+            advised = expert_for(env).advise(env, task, failed, max_steps=100)
+            said = advised.reflections[0].text
+            assert advised.trials[1].success and all(turn.slip for turn in advised.trials[0].turns)
+            found = trial.turns[at].action.replace("take ", "take the ").replace(" from ", " from the ")
+            assert (found in said) == (found.split(" from ")[0][9:] in " ".join(t.observation for t in failed.turns)), (
+                said
+            )
 
 
 def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -612,6 +612,23 @@ def test_the_expert_goes_on_after_what_somebody_else_read(env):
         assert [turn.action for turn in trial.turns[len(turns) : -1]] == left
         said = trial.turns[len(turns)].text
         assert said.startswith(" No results for zebra." if "zebra" in actions[-1] else " Could not find xyzzy.")
+
+
+def test_a_failed_trial_of_somebody_else_is_judged_by_what_it_read(env):
+    for task in env.tasks("train", 12):
+        (right,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0).trials
+        wrong = replace(right.turns[-1], action="Finish[Atlantis]")
+        for turns, said in (
+            ([*right.turns[:-1], wrong], "I answered Atlantis, which is not what"),
+            ([wrong], "I answered Atlantis without reading what"),
+            (right.turns[:1], "I ran out of steps"),
+        ):
+            failed = replace(right, turns=turns, reward=0.0, success=False)
+            advised = expert_for(env).advise(env, task, failed)
+            assert said in advised.reflections[0].text and advised.trials[1].success
+            assert advised.trials[1].reflections == [advised.reflections[0].text]
+            plan = advised.reflections[0].text.partition("Next time I will ")[2] or advised.reflections[0].text
+            assert len(turns) > 1 or "search for" in plan
 
 
 def test_a_trial_that_runs_out_of_steps_is_told_as_that(env):

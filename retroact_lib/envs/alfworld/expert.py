@@ -123,6 +123,19 @@ class _HouseholdSession(Session):
     def reflect(self, trial: Trial) -> str:
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
 
+    def judge(self, trial: Trial) -> str:
+        watched = _Trial(self)
+        try:
+            watched.follow(trial.turns)
+        finally:
+            watched.guide.close()
+        if len(known := self.seen()) >= (2 if self.two else 1) and (self.lamp_at[1] or not self.lamp):
+            self.did = f"saw the {self.target} and did not do all that the task asks for"
+            rest = self.aim().removeprefix(f"find a {self.target}").removeprefix(", take it")
+            self.plan = ", then ".join(known[:2]) + f" and put both in a {self.place}" if self.two else known[0] + rest
+        self._account()
+        return self.reflect(trial)
+
     def aim(self) -> str:
         """The task in the expert's words."""
         if self.lamp:

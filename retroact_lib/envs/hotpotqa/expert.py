@@ -104,6 +104,21 @@ class _ReaderSession(Session):
             self.did = "ran out of steps"
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
 
+    def judge(self, trial: Trial) -> str:
+        """By what was not read, in the order in which one title leads to the next, or else by the answer."""
+        seen = " ".join(turn.observation for turn in trial.turns)
+        unread = [title for title, facts in self.needed.items() if not all(fact in seen for fact in facts)]
+        given = re.fullmatch(r"Finish\[(.*)\]", trial.turns[-1].action.strip(), re.S | re.I) if trial.turns else None
+        self.did = f"answered {given[1]}" if given else ""
+        if unread:
+            named = has_phrase(f"{self.question} {seen}", unread[0])
+            self.did += f" without reading what {unread[0] if named else 'the question needs'} says"
+            self.plan = f"search for {unread[0]}" if named else "search for what the question names first"
+        else:
+            self.did += f", which is not what {listed(self.needed)} say"
+            self.plan = f"answer in the words of {listed(self.needed) if self.together else list(self.needed)[-1]}"
+        return self.reflect(trial)
+
     # ---- a careful trial
 
     def _careful(self, slip: str = "") -> Steps:
