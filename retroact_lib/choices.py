@@ -7,7 +7,8 @@
 
 Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
 read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
-side by side. With `by_round` a fourth file has the outcomes after every round of stage 2, which `plots.rounds` draws.
+side by side. With `by_round` a fourth file has the outcomes after every round of stage 2, which `plots.rounds` draws,
+and a fifth what the retries of failed training trials earned. The page form ``rounds`` shows both.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def try_out(
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
     if by_round:
         write_text(file.with_name(f"{file.name}-rounds.csv"), stages.round_curve(config, modes).to_csv(index=False))
+        write_text(file.with_name(f"{file.name}-retries.csv"), stages.training_retries(config).to_csv(index=False))
     kept = {"changed": differs, "runs": {run.path.name: run.manifest for run in trained}}
     write_json(file.with_suffix(".json"), kept)
     return table

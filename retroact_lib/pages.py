@@ -233,6 +233,26 @@ def why(env: str, *labels: str) -> str:
     return grid(["cause", *labels], [[cause, *map(str, table.loc[cause])] for cause in order])
 
 
+def rounds(env: str, name: str) -> str:
+    """Settings that were tried by round: solved greedily, and what reflections add to retries of training trials.
+
+    Those trials were played by the policy as it was after the round.
+    """
+    found, size = _tried(env, name, "-rounds").query("mode == 'greedy'"), _resamples(env)
+    solved_by = {row.round: percent(row) for row in evaluation.summarise(found, ["round"], size).itertuples()}
+    retries = _tried(env, name, "-retries").melt(["round", "seed", "task"], ["reflected", "retried"], "arm", "success")
+    gains = evaluation.compare(retries, "reflected", "retried", resamples=size, by=["round"])
+    gained = {row.round: f"{points(row)}, {row.n}" for row in gains.itertuples()}
+    rows = []
+    for number, played in found.groupby("round")["rollouts"].first().items():
+        arms = found.assign(arm=found["round"]).query("arm in (0, @number)")
+        paired = evaluation.compare(arms, number, 0, resamples=size).itertuples()
+        against = "".join(map(points, paired)) if number else ""
+        rows.append([str(number), str(played), solved_by[number], against, gained.get(number, "")])
+    head = ["round", "training trials by then", "solved, %", "minus round 0"]
+    return grid([*head, "reflection minus plain retry, training tasks"], rows)
+
+
 def _tried(env: str, name: str, suffix: str) -> pd.DataFrame:
     """A table of settings that were tried, of all seeds. Raises ValueError where there is none."""
     folder, wanted = _folder(env) / "choices", re.compile(rf"{re.escape(name)}-seed\d+{suffix}\.csv")
@@ -354,7 +374,7 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(environments, arms, families, gains, against, claimed, pairs, choice, tried, why, solved),
+        *(environments, arms, families, gains, against, claimed, pairs, choice, tried, why, rounds, solved),
         *(training, sizes, learning, raw),
         *(earlier, earlier_arms),
     )

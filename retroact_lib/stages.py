@@ -421,6 +421,25 @@ def round_curve(config: StudyConfig, modes: Sequence[str] = ("greedy", "sampled"
     return pd.concat(found, ignore_index=True)
 
 
+def training_retries(config: StudyConfig) -> pd.DataFrame:
+    """What the retries of failed training trials earned in each round of stage 2 (`RolloutConfig.reflection_retries`).
+
+    One row a failed trial: the `round` after which its policy played, `seed`, `task`, and the mean rewards of the
+    retries with a reflection (`reflected`) and without one (`retried`).
+    """
+    columns, rows = ["round", "seed", "task", "reflected", "retried"], []
+    for number, (rolled, _) in enumerate(_rounds(config)):
+        for trajectory in read_trajectories(rolled.file(TRAJECTORIES)) if rolled else ():
+            earned: dict[int, tuple[list[float], list[float]]] = {}
+            for group in trajectory.retries:
+                rewards = [trial.reward for trial in group.trials]
+                earned.setdefault(group.trial, ([], []))[group.reflection is None].extend(rewards)
+            for with_it, without in earned.values():
+                means = sum(with_it) / len(with_it), sum(without) / len(without)
+                rows.append([number, config.seed, trajectory.task_id, *means])
+    return pd.DataFrame(rows, columns=columns)
+
+
 def evaluation_modes(config: StudyConfig) -> dict[str, RolloutConfig]:
     """``greedy``: one trial. ``sampled``: K trials with reflections. ``retry``: the same without a reflector."""
     trials, temperature = config.evaluation.eval_trials, config.evaluation.eval_temperature

@@ -57,16 +57,25 @@ def test_what_was_tried_is_kept_and_shown(tried, monkeypatch, capsys):
         pages.tried("intercode_sql", "three")
 
 
-def test_every_round_of_stage_2_is_kept_where_it_is_asked_for(tried):
+def test_every_round_of_stage_2_is_kept_where_it_is_asked_for(tried, monkeypatch):
     folder, _ = tried
     settings = json.loads((folder / "one-seed0.json").read_text())["changed"]
     asked = ["try", "rounds", "--profile", "smoke", "--stage", "2", "--by-round", "--modes", "greedy", "retry", "--set"]
     with pytest.warns(UserWarning, match="No rollout left a rewarded example"):
-        assert command_line.main([*asked, *(f"{k}={v}" for k, v in settings.items()), "rounds=2"]) == 0
+        assert (
+            command_line.main([*asked, *(f"{k}={v}" for k, v in settings.items()), "rounds=2", "reflection_retries=1"])
+            == 0
+        )
     curve = pd.read_csv(folder / "rounds-seed0-rounds.csv")
     assert curve.groupby("round")["arm"].unique().explode().tolist() == ["sft", "retroact", "retroact"]
     played = curve.groupby("round")["rollouts"].max()
     assert played[0] == 0 < played[1] < played[2] and set(curve["mode"]) == {"greedy", "retry"}
+    retries = pd.read_csv(folder / "rounds-seed0-retries.csv")
+    assert set(retries["round"]) == {0, 1} and (retries[["reflected", "retried"]] == 0).all(axis=None)
+    monkeypatch.setattr(pages, "PROFILE", "smoke")
+    header, _, before, first, last = pages.rounds("intercode_sql", "rounds").splitlines()
+    assert "minus round 0" in header and before.startswith("| 0 | 0 | 0 [0, 0] |  | 0 (0 to 0), ")
+    assert first.startswith(f"| 1 | {played[1]} |") and last.endswith(" | 0 (0 to 0) |  |")
 
 
 def test_an_arm_of_stage_2_is_tried_under_its_name(tried):
