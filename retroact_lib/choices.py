@@ -8,16 +8,17 @@
 Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
 read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
 side by side. With `by_round` a fourth file has the outcomes after every round of stage 2, which `plots.rounds` draws,
-and a fifth what the retries of failed training trials earned. The page form ``rounds`` shows both.
+a fifth what the retries of failed training trials earned, and a figure shows both, as does the page form ``rounds``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
-from retroact_lib import paths, reactions, stages
+from retroact_lib import evaluation, paths, plots, reactions, stages
 from retroact_lib.config import ABLATIONS, StudyConfig, load_config
 from retroact_lib.files import read_json, write_json, write_text
 
@@ -74,11 +75,24 @@ def try_out(
     write_text(file.with_suffix(".csv"), pd.concat(found, ignore_index=True).to_csv(index=False))
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
     if by_round:
-        write_text(file.with_name(f"{file.name}-rounds.csv"), stages.round_curve(config, modes).to_csv(index=False))
-        write_text(file.with_name(f"{file.name}-retries.csv"), stages.training_retries(config).to_csv(index=False))
+        curve, retries = stages.round_curve(config, modes), stages.training_retries(config)
+        write_text(file.with_name(f"{file.name}-rounds.csv"), curve.to_csv(index=False))
+        write_text(file.with_name(f"{file.name}-retries.csv"), retries.to_csv(index=False))
+        if "greedy" in modes and len(retries):
+            figure = _drawn(curve.query("mode == 'greedy'"), retries, config.evaluation.bootstrap)
+            plots.save(figure, file.with_name(f"{file.name}-rounds.png"))
     kept = {"changed": differs, "runs": {run.path.name: run.manifest for run in trained}}
     write_json(file.with_suffix(".json"), kept)
     return table
+
+
+def _drawn(greedy: pd.DataFrame, retries: pd.DataFrame, resamples: int) -> plt.Figure:
+    """Success on the validation tasks by round, and what reflections add to retries of training trials."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    solved, played = evaluation.summarise(greedy, ["round"], resamples), greedy.groupby("round")["rollouts"].first()
+    plots.rounds(solved, evaluation.retry_gains(retries, resamples), played, axes)
+    axes[1].set_title("retries of training trials", fontsize="medium")
+    return figure
 
 
 def folder(config: StudyConfig) -> Path:

@@ -148,6 +148,15 @@ def reflection_gains(table: pd.DataFrame, by: Iterable[str], resamples: int = 10
     return compare(modes.assign(arm=modes["mode"]), "sampled", "retry", resamples=resamples, by=by)
 
 
+def retry_gains(retries: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
+    """What reflections add to plain retry of failed training trials after each round, paired over their tasks.
+
+    `retries` is as `stages.training_retries` gives it.
+    """
+    arms = retries.melt(["round", "seed", "task"], ["reflected", "retried"], "arm", "reward")
+    return compare(arms, "reflected", "retried", "reward", resamples, by=["round"])
+
+
 def holm(p_values: Iterable[float]) -> list[float]:
     """p-values of several claims, corrected so that all of them together are wrong in 5 % (Holm 1979), in order."""
     p = np.asarray(list(p_values), dtype=float)

@@ -240,8 +240,7 @@ def rounds(env: str, name: str) -> str:
     """
     found, size = _tried(env, name, "-rounds").query("mode == 'greedy'"), _resamples(env)
     solved_by = {row.round: percent(row) for row in evaluation.summarise(found, ["round"], size).itertuples()}
-    retries = _tried(env, name, "-retries").melt(["round", "seed", "task"], ["reflected", "retried"], "arm", "success")
-    gains = evaluation.compare(retries, "reflected", "retried", resamples=size, by=["round"])
+    gains = evaluation.retry_gains(_tried(env, name, "-retries"), size)
     gained = {row.round: f"{points(row)}, {row.n}" for row in gains.itertuples()}
     rows = []
     for number, played in found.groupby("round")["rollouts"].first().items():

@@ -72,6 +72,7 @@ def test_every_round_of_stage_2_is_kept_where_it_is_asked_for(tried, monkeypatch
     assert played[0] == 0 < played[1] < played[2] and set(curve["mode"]) == {"greedy", "retry"}
     retries = pd.read_csv(folder / "rounds-seed0-retries.csv")
     assert set(retries["round"]) == {0, 1} and (retries[["reflected", "retried"]] == 0).all(axis=None)
+    assert (folder / "rounds-seed0-rounds.png").stat().st_size > 10_000
     monkeypatch.setattr(pages, "PROFILE", "smoke")
     header, _, before, first, last = pages.rounds("intercode_sql", "rounds").splitlines()
     assert "minus round 0" in header and before.startswith("| 0 | 0 | 0 [0, 0] |  | 0 (0 to 0), ")
