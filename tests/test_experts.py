@@ -385,6 +385,18 @@ def test_a_query_that_was_wrong_elsewhere_too_is_planned_anew(toy):
         assert ("I write SELECT MAX(Age)." in thought) != planned
 
 
+def test_the_plan_says_which_column_is_meant_and_that_how_many_is_no_column():
+    env, said = InterCodeSQL(), collections.Counter()
+    for task in env.tasks("train", 120):
+        (trial,) = ScriptedSQLExpert().demonstrate(env, task, 1, mistake_rate=0.0).trials
+        plan, gold = thoughts(trial)[-2], task.meta["gold"]
+        counts = re.search(r"[Tt]he number of [\w ]+ is COUNT\(\*\)", plan)
+        assert bool(counts) == gold.startswith("SELECT COUNT(*)"), plan
+        for column, words in task.meta["words"].items():
+            said[f"the {words} is {column}".lower() in plan.lower()] += 1
+    assert said[True] > 9 * said[False]
+
+
 def test_a_right_query_is_not_run_again(toy):
     task = next(task for task in TASKS if task.family == "max")
     turns = begun(("So.", "execute[DESC singer]"), ("So.", f"execute[{task.meta['gold']}]"))

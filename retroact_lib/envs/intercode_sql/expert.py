@@ -274,11 +274,17 @@ class _Attempt:
         return tuple(f"The question is about {self.of.noun}. {text}" for text in _FIRST) if self.of.noun else _FIRST
 
     def _links(self, query: Query) -> str:
-        """Which column is meant by which words of the question: ``The average attendance is Average.``"""
+        """Which column is meant by which words of the question: ``The average attendance is Average.``
+
+        How many there are is COUNT(*), which is no column.
+        """
         meant, used = self.query.names(), query.names()
         pairs = zip(meant, used, strict=True) if len(meant) == len(used) else ()
         words = self.query.words
         said = [f"the {words[column]} is {quoted(name)}" for column, name in pairs if column in words]
+        counts = (item.unalias() for item in query.select.selects)
+        if any(isinstance(count, exp.Count) and isinstance(count.this, exp.Star) for count in counts):
+            said.insert(0, f"the number of {self.of.noun or 'rows'} is COUNT(*)")
         text = " and ".join(said[:2])
         return f"{text[:1].upper()}{text[1:]}." if text else ""
 
