@@ -391,7 +391,7 @@ def test_the_plan_says_which_column_is_meant_and_that_how_many_is_no_column():
         (trial,) = ScriptedSQLExpert().demonstrate(env, task, 1, mistake_rate=0.0).trials
         plan, gold = thoughts(trial)[-2], task.meta["gold"]
         counts = re.search(r"[Tt]he number of [\w ]+ is COUNT\(\*\)", plan)
-        assert bool(counts) == gold.startswith("SELECT COUNT(*)"), plan
+        assert bool(counts) == ("COUNT(*)" in gold.partition(" FROM ")[0]), plan
         for column, words in task.meta["words"].items():
             said[f"the {words} is {column}".lower() in plan.lower()] += 1
     assert said[True] > 9 * said[False]
