@@ -621,20 +621,21 @@ def test_a_failed_trial_of_somebody_else_is_judged_by_what_it_read(env):
         for turns, said in (
             ([*right.turns[:-1], wrong], "I answered Atlantis, which is not what"),
             ([wrong], "I answered Atlantis without reading what"),
-            (right.turns[:1], "I ran out of steps"),
+            (right.turns[:1], "I gave no answer"),
+            ([replace(right.turns[-1], action="finish [Atlantis].")], "I answered Atlantis without reading what"),
         ):
             failed = replace(right, turns=turns, reward=0.0, success=False)
             advised = expert_for(env).advise(env, task, failed)
             assert said in advised.reflections[0].text and advised.trials[1].success
             assert advised.trials[1].reflections == [advised.reflections[0].text]
             plan = advised.reflections[0].text.partition("Next time I will ")[2] or advised.reflections[0].text
-            assert len(turns) > 1 or "search for" in plan
+            assert ("search for" in plan) == (turns[0] is not right.turns[0] or len(turns) == 1), plan
 
 
-def test_a_trial_that_runs_out_of_steps_is_told_as_that(env):
+def test_a_trial_without_an_answer_is_told_as_that(env):
     task = env.tasks("train")[0]
     done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=0.0, max_steps=1)
-    assert "ran out of steps" in done.reflections[0].text
+    assert "gave no answer" in done.reflections[0].text
 
 
 def test_an_expert_needs_the_supporting_facts(env):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
 
 from retroact_lib.envs.base import Env, Task
@@ -63,9 +64,9 @@ def corrections(
     """What the expert shows on the first trials of `trajectories` that went wrong.
 
     It ends such a trial. One that read an error is cut after one of its errors. One that failed without an error is cut
-    anywhere before its last two turns. Where, is drawn. A trial is left out where no such turn leaves the expert two
-    steps. If the trial failed, the expert also reflects on the whole of it and plays the next one (`Expert.advise`).
-    What the expert fails too is left out, and a trial that cannot be played again is left out with a warning. Raises
+    anywhere before its last two turns. Where, is drawn. It is not ended where no such turn leaves the expert two steps.
+    If the trial failed, the expert also reflects on the whole of it and plays the next one (`Expert.advise`). What the
+    expert fails too is left out, and a trial that cannot be played again is left out with a warning. Raises
     KeyError for a trajectory whose task is not among `tasks`.
     """
     expert, by_id = expert or expert_for(env), {task.id: task for task in tasks}
@@ -74,16 +75,17 @@ def corrections(
     for trajectory in progress(list(trajectories), "Corrections", "trial"):
         task, trial = by_id[trajectory.task_id], trajectory.trials[0]
         rng = random.Random(draw_seed(seed, task.id))
-        shown: list[Trajectory | None] = []
-        try:
-            if ends := [n for n in _wrong_turns(env, trial) if n < len(trial.turns) and n + 2 <= most]:
-                left = trial.turns[: rng.choice(ends)]
-                shown.append(expert.correct(env, task, left, rng.getrandbits(31), max_steps, max_repeats))
-            if not trial.success:
-                shown.append(expert.advise(env, task, trial, rng.getrandbits(31), max_steps, max_repeats))
-        except (ValueError, RuntimeError) as error:  # one trial that cannot be played again is no reason to stop
-            warnings.warn(f"A trial at task {task.id} is left uncorrected: {error}", stacklevel=2)
-        made += [ended for ended in shown if ended and ended.trials[-1].success]
+        ends = [n for n in _wrong_turns(env, trial) if n < len(trial.turns) and n + 2 <= most]
+        ways = [partial(expert.correct, env, task, trial.turns[: rng.choice(ends)])] if ends else []
+        ways += [partial(expert.advise, env, task, trial)] if not trial.success else []
+        for way in ways:
+            try:
+                shown = way(rng.getrandbits(31), max_steps, max_repeats)
+            except (ValueError, RuntimeError) as error:  # one trial that cannot be played again is no reason to stop
+                warnings.warn(f"A trial at task {task.id} is left uncorrected: {error}", stacklevel=2)
+                continue
+            if shown and shown.trials[-1].success:
+                made.append(shown)
     return made
 
 

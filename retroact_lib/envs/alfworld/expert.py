@@ -132,7 +132,8 @@ class _HouseholdSession(Session):
         if len(known := self.seen()) >= (2 if self.two else 1) and (self.lamp_at[1] or not self.lamp):
             self.did = f"saw the {self.target} and did not do all that the task asks for"
             rest = self.aim().removeprefix(f"find a {self.target}").removeprefix(", take it")
-            self.plan = ", then ".join(known[:2]) + f" and put both in a {self.place}" if self.two else known[0] + rest
+            one, *more = (f"{thing} and put it in a {self.place}" for thing in known[:2])
+            self.plan = f"{one}, then {more[0]} too" if self.two else known[0] + rest
         self._account()
         return self.reflect(trial)
 

@@ -28,6 +28,7 @@ the second article contradicts."""
 MENDED_SHARE = 0.6
 """Share of the slips that are of the second kind."""
 
+_FINISH = re.compile(r"\s*finish\s*\[(.*)\]\.?\s*", re.S | re.I)
 _THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d+(?:,\d{3})*|\.[a-z]{2}\b")
 _FIRST_WORD = re.compile(r"^(It|Its|The|He|She|His|Her|In)\b")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*")
@@ -100,23 +101,22 @@ class _ReaderSession(Session):
         yield self._conclude(fact, self.answer)
 
     def reflect(self, trial: Trial) -> str:
-        if not (trial.turns and trial.turns[-1].action.startswith("Finish[")):
-            self.did = "ran out of steps"
+        if not _given(trial):
+            self.did = "gave no answer"
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
 
     def judge(self, trial: Trial) -> str:
         """By what was not read, in the order in which one title leads to the next, or else by the answer."""
         seen = " ".join(turn.observation for turn in trial.turns)
         unread = [title for title, facts in self.needed.items() if not all(fact in seen for fact in facts)]
-        given = re.fullmatch(r"Finish\[(.*)\]", trial.turns[-1].action.strip(), re.S | re.I) if trial.turns else None
-        self.did = f"answered {given[1]}" if given else ""
+        self.did = f"answered {_given(trial)}"
         if unread:
             named = has_phrase(f"{self.question} {seen}", unread[0])
             self.did += f" without reading what {unread[0] if named else 'the question needs'} says"
             self.plan = f"search for {unread[0]}" if named else "search for what the question names first"
         else:
             self.did += f", which is not what {listed(self.needed)} say"
-            self.plan = f"answer in the words of {listed(self.needed) if self.together else list(self.needed)[-1]}"
+            self.plan = f"read {listed(self.needed) if self.together else list(self.needed)[-1]} for the answer"
         return self.reflect(trial)
 
     # ---- a careful trial
@@ -344,3 +344,9 @@ def _named(title: str, said: str) -> str:
 def _first_sentence(observation: str) -> str:
     """The first sentence of an article, without the title before it."""
     return re.split(r"(?<=\.) ", re.sub(r"^\(.*?\) ", "", observation), maxsplit=1)[0]
+
+
+def _given(trial: Trial) -> str:
+    """The answer that ended a trial; '' if none did."""
+    found = _FINISH.fullmatch(trial.turns[-1].action) if trial.turns else None
+    return " ".join(found[1].split()) if found else ""

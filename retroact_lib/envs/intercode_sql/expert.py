@@ -123,7 +123,7 @@ class _SQLSession(Session):
         attempt = _Attempt(self, [])
         for turn in trial.turns:
             attempt.note(turn.action, turn.observation)
-        did, self.plan = attempt.went_wrong([turn for turn in trial.turns if _asks(_sql(turn.action))])
+        did, self.plan = attempt.went_wrong(trial.turns)
         submitted = bool(trial.turns) and trial.turns[-1].action == "submit"
         templates = _REFLECTIONS if submitted else _REFLECTIONS[:2]  # the others speak of submitting
         return self.say(templates, did=did, plan=self.plan)
@@ -189,7 +189,8 @@ class _Attempt:
             thought = self.say(_AFTER, because=f"{because} {self.instead}".strip())
         else:
             links = self._links(self.query) if not (because and self.asked) else ""
-            planned = self.say(_REPLAN if self.reflections else _PLAN, d=describe(self.query))
+            told = self.reflections and not self.plan.startswith(("look at", "list"))
+            planned = self.say(_REPLAN if told else _PLAN, d=describe(self.query))
             thought = " ".join(filter(None, (because, links, planned)))
         seen = yield from self._do(thought, f"execute[{self.query.sql}]")
         yield from self._do(self._check(seen, self.query.sql), "submit")
@@ -215,43 +216,56 @@ class _Attempt:
 
     # ---- judging
 
-    def went_wrong(self, queries: Sequence[Turn]) -> tuple[str, str]:
-        """Why a trial that ran these `queries` failed, and what to do next time.
+    def went_wrong(self, turns: Sequence[Turn]) -> tuple[str, str]:
+        """Why a trial of these `turns` failed, and what to do next time.
 
-        The plan names only what the trial has shown: a table that was not looked at is to be looked at.
+        Both name only tables that the trial has shown: one that was not looked at is to be looked at.
         """
+        queries = [turn for turn in turns if _asks(_sql(turn.action))]
         last = queries[-1] if queries else None
         sql = _sql(last.action) if last else ""
         if unseen := [table for table in self.tables if table not in self.columns]:
-            asked = _first_table(sql)
-            did = f"asked {asked}" if asked and asked not in self.tables else f"did not look at {listed(unseen)}"
-            about = f", but the question is about {self.of.noun}" if self.of.noun else ""
-            return f"{did}{about}", f"look at {listed(unseen)}" if self.listed else "list the tables first"
+            return self._looked_past(unseen, _first_table(sql))
         plan = f"ask for {describe(self.query, 20)}"
         if last is None:
             return "did not run a query", plan
         if not is_error(last.observation):
-            return self._other_than_meant(sql, plan)
+            differs = self._other_than_meant(sql, plan)
+            looked_on = last is not [turn for turn in turns if turn.action != "submit"][-1]
+            right = "did something else after the right query", "run it again and submit"
+            return differs or (right if looked_on else ("gave an answer that the evaluator did not accept", plan))
         again = " again and again" if len(queries) > 1 and queries[-2].action == last.action else ""
         if bare := self._bare(sql):
             return f"ran a query that fails{again}. {bare.rstrip('.')}", plan
         found = problem(last.observation, self.query)
         if found and found.kind == TABLE:
-            return f"asked {found.words}{again}, which is no table", f"ask {listed(self.tables)}"
+            return f"queried {found.words}{again}, which is no table", f"query {listed(self.tables)}"
         if found and found.kind == COLUMN:
             column, table = self._meant(found.words, sql)
             if column and column.lower() != found.words.lower():
-                words = self.query.words.get(column)
+                words, has = self.query.words.get(column), [name.lower() for name in self.query.columns(table)]
                 right = f"{quoted(column)} for the {words}" if words else quoted(column)
-                return f"used {found.words}{again}, which is no column of {table}", f"use {right}"
+                where = "there" if not table or found.words.lower() in has else f"of {table}"
+                return f"used {found.words}{again}, which is no column {where}", f"use {right}"
         return f"ran a query that fails{again}", plan
 
-    def _other_than_meant(self, sql: str, plan: str) -> tuple[str, str]:
+    def _looked_past(self, unseen: list[str], queried: str) -> tuple[str, str]:
+        """What a trial that did not look at the tables `unseen` did, and what to do next time."""
+        tables, there = ([name.lower() for name in names] for names in (self.tables, self.query.schema))
+        did = f"did not look at {listed(unseen)}" if self.listed else "did not list the tables"
+        if queried and queried.lower() not in there:
+            did = f"queried {queried}, which is no table"
+        elif queried and queried.lower() not in tables:
+            about = f", but the question is about {self.of.noun}"
+            did = f"queried {queried}{about if self.of.noun and self.tables[0] in unseen else ''}"
+        return did, f"look at {listed(unseen)}" if self.listed else "list the tables"
+
+    def _other_than_meant(self, sql: str, plan: str) -> tuple[str, str] | None:
         """How a query that ran differs from the one that was meant; `plan` where it differs in several ways."""
-        tried = _parsed(sql, self.query)
-        others = [(did, meant) for did, meant in zip(_done(tried), _done(self.query), strict=True) if did != meant]
+        pairs = zip(_done(_parsed(sql, self.query)), _done(self.query), strict=True)
+        others = [(did, meant) for did, meant in pairs if did.lower() != meant.lower()]
         if not others:
-            return "gave an answer that the evaluator did not accept", plan
+            return None
         did, (verb, rest) = others[0][0], others[0][1].split(" ", 1)
         return did, plan if len(others) > 1 else f"{_TO_DO[verb]} {rest}"
 
@@ -260,8 +274,11 @@ class _Attempt:
     def _explore(self, tables: list[str]) -> Steps:
         """List the tables, look at those that matter; as much as leaves two steps for query and submit."""
         skip = bool(tables) and all(_names(self.reflections[-1:], t) for t in tables) and self.of.rng.random() < 0.3
-        words = {"tables": listed(tables), "plan": _short(self.plan, 12)}
-        todo = [] if skip else [(self.say(_RECALL if self.plan else _LOOK, **words), "execute[SHOW TABLES]")]
+        words, told = (
+            {"tables": listed(tables), "plan": _short(self.plan, 12)},
+            self.plan not in ("", "list the tables"),
+        )
+        todo = [] if skip else [(self.say(_RECALL if told else _LOOK, **words), "execute[SHOW TABLES]")]
         for i, table in enumerate(tables):
             templates = _NEXT if i else _SKIP if skip else self._first()
             todo.append((self.say(templates, table=table, **words), f"execute[{_desc(table)}]"))
@@ -284,7 +301,8 @@ class _Attempt:
         said = [f"the {words[column]} is {quoted(name)}" for column, name in pairs if column in words]
         counts = (item.unalias() for item in query.select.selects)
         if any(isinstance(count, exp.Count) and isinstance(count.this, exp.Star) for count in counts):
-            said.insert(0, f"the number of {self.of.noun or 'rows'} is COUNT(*)")
+            noun = self.of.noun if len(query.tables) == 1 else ""  # with joins, it need not be the first table's rows
+            said.insert(0, f"the number of {noun or 'rows'} is COUNT(*)")
         text = " and ".join(said[:2])
         return f"{text[:1].upper()}{text[1:]}." if text else ""
 
@@ -446,14 +464,14 @@ class _Attempt:
 
 
 def _parsed(sql: str, query: Query) -> Query:
-    """A slip as a query; in its place the query that was meant, if the slip does not parse."""
+    """A statement as a query; in its place the query that was meant, if it does not parse."""
     try:
         return Query(sql, query.schema, query.words)
     except ValueError:
         return query
 
 
-_TO_DO = {"asked": "ask", "kept": "keep", "made": "make", "took": "take"}
+_TO_DO = {"asked": "ask", "kept": "keep", "made": "make", "queried": "query", "took": "take"}
 
 
 def _done(query: Query) -> tuple[str, ...]:
@@ -461,15 +479,16 @@ def _done(query: Query) -> tuple[str, ...]:
     select, limit = query.select, query.select.args.get("limit")
     where, group, having, order = (select.args.get(name) for name in ("where", "group", "having", "order"))
     first = plain(limit.expression) if limit else ""
-    taken = f"took only the first {first} rows" if first else "took all rows"
+    some = "took only one row" if first == "1" else f"took only the first {first} rows"
+    taken = some if first else "took all rows"
     if order:
         by, down = plain(order.expressions[0].this), order.expressions[0].args.get("desc")
         one = f"took the one with the {'highest' if down else 'lowest'} {by}"
         taken = one if first == "1" else f"{taken} by {'descending' if down else 'ascending'} {by}"
-    both = f"asked a second query too and combined them by {query.tree.key.upper()}"
+    both = f"asked a second query too, combined by {query.tree.key.upper()}"
     return (
         f"asked for {wanted(select)}",
-        f"asked {listed(query.tables)}{joined_on(select)}",
+        f"queried {listed(sorted(query.tables))}{joined_on(select)}",
         f"kept only the rows with {condition(where.this)}" if where else "kept the rows without any condition",
         f"made groups per {listed([plain(g) for g in group.expressions])}" if group else "made no groups",
         f"kept only groups with {condition(having.this)}" if having else "kept all groups",
@@ -490,7 +509,7 @@ def _unmarked(sql: str) -> str:
 
 
 def _first_table(sql: str) -> str:
-    found = re.search(r"\bFROM ([\w`]+)", sql)
+    found = re.search(r"\bFROM ([\w`]+)", sql, re.I)
     return found[1].strip("`") if found else _described(sql)
 
 
