@@ -8,7 +8,8 @@
 Each leaves three files under ``results/<profile>/<env>/choices``: the outcomes, one row for each trial with what it
 read and why it failed (`reactions`), and the settings with the manifests of the runs. The page form ``tried`` sets them
 side by side. With `by_round` a fourth file has the outcomes after every round of stage 2, which `plots.rounds` draws,
-a fifth what the retries of failed training trials earned, and a figure shows both, as does the page form ``rounds``.
+a fifth what the retries of failed training trials earned. A figure shows both, as does the page form ``rounds``, where
+there are retries and the modes have greedy.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def try_out(
         raise ValueError(f"Unknown arm {arm!r}; expected one of {', '.join(ARMS)}.")
     if stage != 2 and (by_round or arm != "retroact"):
         raise ValueError(f"stage is {stage}, which has no rounds and no arms; expected 2.")
+    if arm == "plain_retry":
+        raise ValueError("The arm plain_retry is the full method, played in the mode retry.")
     if by_round and arm == "longer_sft":
         raise ValueError("The arm longer_sft has no stage 2, so it has no rounds.")
     if unknown := set(modes) - set(MODES):
@@ -75,12 +78,13 @@ def try_out(
     write_text(file.with_suffix(".csv"), pd.concat(found, ignore_index=True).to_csv(index=False))
     write_text(file.with_name(f"{file.name}-trials.csv"), table.to_csv(index=False))
     if by_round:
-        curve, retries = stages.round_curve(config, modes), stages.training_retries(config)
+        curve, retries = stages.round_curve(config, modes, arm), stages.training_retries(config)
         write_text(file.with_name(f"{file.name}-rounds.csv"), curve.to_csv(index=False))
         write_text(file.with_name(f"{file.name}-retries.csv"), retries.to_csv(index=False))
         if "greedy" in modes and len(retries):
             figure = _drawn(curve.query("mode == 'greedy'"), retries, config.evaluation.bootstrap)
             plots.save(figure, file.with_name(f"{file.name}-rounds.png"))
+            plt.close(figure)
     kept = {"changed": differs, "runs": {run.path.name: run.manifest for run in trained}}
     write_json(file.with_suffix(".json"), kept)
     return table

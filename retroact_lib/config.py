@@ -243,7 +243,8 @@ class RLConfig:
     """Whose examples carry the policy gradient: ``both``, ``planner`` or ``reflector``."""
     baseline: str = "none"
     """What a reward is compared with, roles apart: ``none``; ``role``, the mean of the role; ``task``, the mean of the
-    other draws of the same text (leave-one-out). Failures then have negative rewards, which only ``ppo`` bounds."""
+    other draws of the same text (leave-one-out), and for a reflection also the 0 of doing without one. Failures then
+    have negative rewards, which only ``ppo`` bounds."""
     negative_rewards: bool = False
     """Keep reflections after which the reward fell; their reward is negative (see `losses.truncated_loss`)."""
     max_kl: float = 0.5

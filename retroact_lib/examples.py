@@ -71,7 +71,7 @@ def imitation_examples(
 
 
 def with_corrections(corrected: Sequence[Example], demonstrated: Sequence[Example], seed: int) -> list[Example]:
-    """The corrected trials, and as many of the demonstrations, drawn by `seed`: they keep a policy to what it knows."""
+    """The corrections, and as many of the demonstrations, drawn by `seed`: they keep a policy to what it knows."""
     draws = random.Random(draw_seed("corrected", seed))
     return [*corrected, *draws.sample(list(demonstrated), min(len(corrected), len(demonstrated)))]
 

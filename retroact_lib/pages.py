@@ -236,7 +236,7 @@ def why(env: str, *labels: str) -> str:
 def rounds(env: str, name: str) -> str:
     """Settings that were tried by round: solved greedily, and what reflections add to retries of training trials.
 
-    Those trials were played by the policy as it was after the round.
+    Those trials were played by the policy as it was after the round, at the tasks that the round had (`skip_settled`).
     """
     found, size = _tried(env, name, "-rounds").query("mode == 'greedy'"), _resamples(env)
     solved_by = {row.round: percent(row) for row in evaluation.summarise(found, ["round"], size).itertuples()}

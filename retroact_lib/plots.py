@@ -179,10 +179,10 @@ def learning_curve(families: pd.DataFrame, everything: pd.DataFrame, axes: Seque
 
 
 def rounds(greedy: pd.DataFrame, gains: pd.DataFrame, rollouts: pd.Series, axes: Sequence[plt.Axes]):
-    """What each round of stage 2 adds: greedy success, and what reflections add to plain retry by the last trial.
+    """What each round of stage 2 adds: greedy success, and what reflections add to plain retry.
 
-    `greedy` and `gains` are as `evaluation.summarise` and `evaluation.reflection_gains` give them by round; `rollouts`
-    has the training trials that were played before each round, for the upper axis.
+    `greedy` is as `evaluation.summarise` gives it by round, `gains` as `evaluation.reflection_gains` or `retry_gains`;
+    `rollouts` has the training trials that were played before each round, for the upper axis.
     """
     orange, gains = ARMS["retroact"][1], 100 * gains.set_index("round")[["difference", "low", "high"]]
     lines = 100 * greedy.set_index("round")[["success", "success_low", "success_high"]]

@@ -179,7 +179,7 @@ def imitation_runs(config: StudyConfig) -> list[Run]:
 
 
 def correct(config: StudyConfig, start: Run) -> Run:
-    """Trials on the `corrected` tasks that the policy of `start` began and the expert ended (`experts.corrections`).
+    """What the expert shows on trials of the policy of `start` at the `corrected` tasks (`experts.corrections`).
 
     This is one round of DAgger (Ross et al. 2011): the expert shows what to do where the policy itself gets to.
     """
@@ -197,7 +197,7 @@ def correct(config: StudyConfig, start: Run) -> Run:
 
 
 def _train_corrected(config: StudyConfig, start: Run) -> Run:
-    """One more epoch of stage 1: the corrected trials, and as many demonstrations, which keep it to what it knows."""
+    """One more epoch of stage 1: the corrections, and as many demonstrations, which keep it to what it knows."""
     corrected = correct(config, start)
     parameters = _sft_parameters(config)
     inputs = {"start": start.key, "expert": demonstrate(config).key, "corrections": corrected.key}
@@ -403,7 +403,9 @@ def _after_epoch(run: Run, epoch: int, last: int) -> Run:
     return run if epoch == last else AfterEpoch(run, epoch)
 
 
-def round_curve(config: StudyConfig, modes: Sequence[str] = ("greedy", "sampled", "retry")) -> pd.DataFrame:
+def round_curve(
+    config: StudyConfig, modes: Sequence[str] = ("greedy", "sampled", "retry"), arm: str = "retroact"
+) -> pd.DataFrame:
     """Outcomes on the validation tasks before stage 2 and after each of its rounds.
 
     The column `round` counts them, 0 is stage 1, and `rollouts` counts the training trials that were played by then.
@@ -412,7 +414,7 @@ def round_curve(config: StudyConfig, modes: Sequence[str] = ("greedy", "sampled"
     for number, (rolled, trained) in enumerate(_rounds(config), 1):
         if rolled:
             played += sum(len(t.attempts()) for t in read_trajectories(rolled.file(TRAJECTORIES)))
-        parts.append((number, played, trained, "retroact"))
+        parts.append((number, played, trained, arm))
     found = [
         evaluate(config, run, arm, "validation", mode).assign(round=number, rollouts=count)
         for number, count, run, arm in parts

@@ -100,6 +100,7 @@ def test_an_arm_of_stage_2_is_tried_under_its_name(tried):
         ({"by_round": True}, "stage is 1, which has no rounds"),
         ({"arm": "no_il"}, "stage is 1, which has no rounds and no arms"),
         ({"arm": "none", "stage": 2}, "Unknown arm 'none'; expected one of retroact, no_il"),
+        ({"arm": "plain_retry", "stage": 2}, "The arm plain_retry is the full method"),
         ({"arm": "longer_sft", "stage": 2, "by_round": True}, "The arm longer_sft has no stage 2"),
     ],
 )

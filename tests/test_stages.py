@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from retroact_lib import examples, files, paths, rollout, runs, stages, tables, training, trials
+from retroact_lib import evaluation, examples, files, paths, rollout, runs, stages, tables, training, trials
 from retroact_lib.config import ABLATIONS, load_config
 from retroact_lib.decoding import Reply
 from retroact_lib.envs import ENVIRONMENTS
 from retroact_lib.envs.base import Task
 from retroact_lib.policy import Policy
 from retroact_lib.runs import Run
-from retroact_lib.trajectories import Trial, read_trajectories
+from retroact_lib.trajectories import Reflection, Retries, Trajectory, Trial, read_trajectories, write_trajectories
 
 
 @pytest.fixture
@@ -383,6 +383,28 @@ def test_tasks_that_are_settled_sit_out_a_round(config, monkeypatch):
     assert set(curve["mode"]) == {"greedy", "retry"} and set(curve["split"]) == {"validation"}
     first = curve.query("round == 0 and mode == 'greedy'").drop(columns=["round", "rollouts"])
     assert first.equals(stages.evaluate(config, stages.train_sft(config), "sft", "validation", "greedy"))
+
+
+def test_what_retries_earn_with_and_without_a_reflection(config, tmp_path, monkeypatch):
+    def tried(*rewards):
+        return [Trial([], [], reward, reward == 1) for reward in rewards]
+
+    judged = [Retries(1, None, tried(0.0, 0.5)), Retries(1, Reflection("a"), tried(1.0)), Retries(2, None, tried(0.25))]
+    judged += [Retries(1, Reflection("b"), tried(0.5)), Retries(2, Reflection("c"), tried(0.75))]
+    played = [Trajectory("t", "?", "f", tried(0.0), retries=judged), Trajectory("u", "?", "f", tried(1.0))]
+    write_trajectories(tmp_path / stages.TRAJECTORIES, played)
+    rounds = [(None, None), (Run(tmp_path, {"status": "finished"}), None)]
+    monkeypatch.setattr(stages, "_rounds", lambda config: rounds)
+    table = stages.training_retries(config)
+    assert table.to_dict("list") == {
+        "round": [1, 1],
+        "seed": [0, 0],
+        "task": ["t", "t"],
+        "reflected": [0.75, 0.75],
+        "retried": [0.25, 0.25],
+    }
+    (gain,) = evaluation.retry_gains(table, resamples=10).itertuples()
+    assert (gain.round, gain.n, gain.difference) == (1, 1, 0.5)
 
 
 def test_reflections_are_judged_by_retries_from_the_same_failed_trial(config, monkeypatch):
