@@ -241,7 +241,7 @@ def rounds(env: str, name: str) -> str:
     found, size = _tried(env, name, "-rounds").query("mode == 'greedy'"), _resamples(env)
     solved_by = {row.round: percent(row) for row in evaluation.summarise(found, ["round"], size).itertuples()}
     gains = evaluation.retry_gains(_tried(env, name, "-retries"), size)
-    gained = {row.round: f"{points(row)}, {row.n}" for row in gains.itertuples()}
+    gained = {row.round: f"{points(row)}, n = {row.n}" for row in gains.itertuples()}
     rows = []
     for number, played in found.groupby("round")["rollouts"].first().items():
         arms = found.assign(arm=found["round"]).query("arm in (0, @number)")
@@ -249,7 +249,7 @@ def rounds(env: str, name: str) -> str:
         against = "".join(map(points, paired)) if number else ""
         rows.append([str(number), str(played), solved_by[number], against, gained.get(number, "")])
     head = ["round", "training trials by then", "solved, %", "minus round 0"]
-    return grid([*head, "reflection minus plain retry, training tasks"], rows)
+    return grid([*head, "reflection minus plain retry, n training tasks"], rows)
 
 
 def _tried(env: str, name: str, suffix: str) -> pd.DataFrame:
