@@ -28,6 +28,7 @@ from retroact_lib.envs.intercode_sql.mistakes import MISTAKES, Mistake, draw_mis
 from retroact_lib.envs.intercode_sql.query import Query, clauses, describe, normalise
 from retroact_lib.envs.intercode_sql.reading import COLUMN, EMPTY, ERROR, SHAPE, SYNTAX, TABLE, problem, rows_of
 from retroact_lib.experts import corrections, expert_for, expert_trajectories
+from retroact_lib.experts.base import Expert, Session
 from retroact_lib.experts.chat import ChatExpert, ChatExpertError
 from retroact_lib.trajectories import Trajectory, Trial, Turn
 from retroact_lib.trials import Attempt, draw_seed
@@ -512,11 +513,23 @@ def test_a_failed_trial_of_somebody_else_is_judged_by_its_last_query(toy, family
     assert advised == ScriptedSQLExpert().advise(toy, task, trial, seed=2)
 
 
+class _Mute(Session):
+    """Plays, and has nothing to say of what others did."""
+
+    def attempt(self, reflections):
+        yield "So.", "submit"
+
+    def reflect(self, trial):
+        return "I failed."
+
+
+class _MuteExpert(Expert):
+    def session(self, env, task, rng, mistake_rate, max_trials, max_steps):
+        return _Mute()
+
+
 def test_an_expert_that_cannot_tell_gives_no_advice(toy):
-    assert (
-        ChatExpert("http://localhost", "m").advise(toy, TASKS[0], Trial([], begun(("So.", "submit")), 0.0, False))
-        is None
-    )
+    assert _MuteExpert().advise(toy, TASKS[0], Trial([], begun(("So.", "submit")), 0.0, False)) is None
 
 
 def test_corrections_begin_where_a_trial_went_wrong(toy, monkeypatch):
@@ -539,8 +552,8 @@ def test_corrections_begin_where_a_trial_went_wrong(toy, monkeypatch):
     assert {len(t.trials) for t in corrections(toy, TASKS, played, max_steps=2)} == {2}  # no room to end them
     with pytest.raises(ValueError, match="is over, so that nothing is left to correct"):
         ScriptedSQLExpert().correct(toy, TASKS[0], [error], max_steps=1)
-    with pytest.raises(ValueError, match="_ChatSession cannot take over a trial"):
-        ChatExpert("http://localhost", "m").correct(toy, TASKS[0], [error])
+    with pytest.raises(ValueError, match="_Mute cannot take over a trial"):
+        _MuteExpert().correct(toy, TASKS[0], [error])
 
 
 def test_a_trial_that_failed_without_an_error_is_taken_over_before_its_last_two_turns(toy, monkeypatch):
@@ -932,6 +945,24 @@ def test_chat_expert_plays_the_loop(toy, endpoint, monkeypatch):
     assert "Observation 1: [(4,)]\nThought 2:" in endpoint.requests[1][2]["messages"][1]["content"]
     reflector = endpoint.requests[2][2]["messages"][1]["content"]
     assert reflector.endswith(f"Observation 2: [(4,)]\n{prompts.verdict(None)}")
+
+
+def test_chat_expert_goes_on_after_somebody_else_and_reflects_on_it(toy, endpoint):
+    gold = GOLD["count"][1]
+    turns = begun(("All of them.", "execute[SELECT COUNT(*) FROM singer]"))
+    endpoint.answers = [says(f"I need France.\nAction 2: execute[{gold}]"), says("Good.\nAction 3: submit")]
+    endpoint.answers += [
+        says("I forgot France."),
+        says(f"France.\nAction 1: execute[{gold}]"),
+        says("\nAction 2: submit"),
+    ]
+    expert = ChatExpert(endpoint.url, "m")
+    (trial,) = expert.correct(toy, TASKS[0], turns).trials
+    assert trial.success and [turn.slip for turn in trial.turns] == [True, False, False]
+    asked = endpoint.requests[0][2]["messages"][1]["content"]
+    assert asked.endswith(f"Thought 1:{turns[0].text}Observation 1: [(4,)]\nThought 2:")
+    advised = expert.advise(toy, TASKS[0], Trial([], trial.turns[:1], 0.0, False))
+    assert advised.reflections[0].text == "I forgot France." and advised.trials[1].success
 
 
 def test_chat_expert_answers_without_an_action(toy, endpoint):

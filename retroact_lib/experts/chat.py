@@ -10,13 +10,13 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retroact_lib import prompts
 from retroact_lib.envs.base import Env, Task
 from retroact_lib.experts.base import Expert, Session, Steps
-from retroact_lib.trajectories import Trial
+from retroact_lib.trajectories import Trial, Turn
 
 
 class ChatExpertError(RuntimeError):
@@ -100,9 +100,19 @@ class _ChatSession(Session):
         self.expert, self.env, self.task, self.rng = expert, env, task, rng
 
     def attempt(self, reflections: list[str]) -> Steps:
-        head = prompts.planner_prompt(self.task.question, reflections)
+        return self._go_on(prompts.planner_prompt(self.task.question, reflections), prompts.cue(1), 1)
+
+    def take_over(self, turns: Sequence[Turn]) -> Steps:
+        begun = (turn.text + prompts.environment_text(step, turn.observation) for step, turn in enumerate(turns, 1))
+        transcript = prompts.cue(1) + "".join(begun)
+        return self._go_on(prompts.planner_prompt(self.task.question), transcript, len(turns) + 1)
+
+    def judge(self, trial: Trial) -> str:
+        return self.reflect(trial)
+
+    def _go_on(self, head: str, transcript: str, step: int) -> Steps:
+        """Steps from `step` on, after the `transcript` of those before."""
         system = f"{self.env.instruction}\nGo on with the transcript: write one thought and one action, no more."
-        transcript, step = prompts.cue(1), 1
         while True:
             answer = self.expert.complete(system, f"{head}\n{transcript}", self.rng.getrandbits(31), ["\nObservation"])
             thought, action = prompts.parse_agent_text(answer.strip() + "\n")
