@@ -112,7 +112,7 @@ class _ReaderSession(Session):
         self.did = f"answered {_given(trial)}"
         if unread:
             named = has_phrase(f"{self.question} {seen}", unread[0])
-            self.did += f" without reading what {unread[0] if named else 'the question needs'} says"
+            self.did += f" without reading {f'what {unread[0]} says' if named else 'what the question needs'}"
             self.plan = f"search for {unread[0]}" if named else "search for what the question names first"
         else:
             self.did += f", which is not what {listed(self.needed)} say"
