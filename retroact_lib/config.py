@@ -217,6 +217,8 @@ class RLConfig:
     """Rollouts per training task."""
     skip_settled: bool = False
     """A task of which a round solved all trials, or none, sits out the next one, so that samples go to the others."""
+    fresh_tasks: bool = False
+    """Every round rolls out its own share of the `rl_tasks`, which no other round has; False rolls out all of them."""
     rl_epochs: int = 2
     """Passes over the rewarded examples of a round."""
     max_updates: int = 0
@@ -268,6 +270,10 @@ class RLConfig:
         learns = self.pg_weight > 0 or (self.il_weight > 0 and self.il_batch > 0)
         _require(learns, "pg_weight and il_weight (or il_batch) are both 0; expected something to learn from.")
         _require(0 < self.eps < 1, f"eps is {self.eps}; expected a clip range in (0, 1).")
+        _require(
+            not (self.fresh_tasks and self.skip_settled),
+            "fresh_tasks and skip_settled are both True; expected one, because fresh tasks were never settled before.",
+        )
         for name in ("reflector_c", "rl_lr", "max_kl"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0.")
 
@@ -352,6 +358,9 @@ class StudyConfig:
         own = envs.options_class(self.env)
         if not isinstance(self.options, own):
             object.__setattr__(self, "options", own())
+        rounds, tasks = self.rl.rounds, self.data.rl_tasks
+        enough = not self.rl.fresh_tasks or tasks >= rounds
+        _require(enough, f"rl_tasks is {tasks}; expected at least one for each of {rounds} rounds (fresh_tasks).")
 
     def change(self, **values: Any) -> StudyConfig:
         """A copy with some fields, of any stage, changed. Raises ValueError for an unknown name or a wrong type."""
@@ -363,10 +372,8 @@ class StudyConfig:
             owner = changed._owner(name)
             part = changed if owner is None else getattr(changed, owner)
             by_owner.setdefault(owner, {})[name] = _typed(type(part), name, value)
-        for owner, found in by_owner.items():
-            found = found if owner is None else {owner: replace(getattr(changed, owner), **found)}
-            changed = replace(changed, **found)
-        return changed
+        own = by_owner.pop(None, {})
+        return replace(changed, **own, **{part: replace(getattr(changed, part), **f) for part, f in by_owner.items()})
 
     def flat(self) -> dict[str, Any]:
         """Every field by its bare name."""
