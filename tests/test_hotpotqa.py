@@ -454,6 +454,8 @@ def _follows(slip, turn, then, task) -> bool:
         return f"not {turn.text.partition('may be ')[2].partition('.')[0]}" in then.text
     if slip == "strayed":
         return turn.action[7:-1] in then.text and then.action[7:-1] in needed
+    if slip == "misspelt" and turn.observation.startswith("Could not find "):
+        return f" {turn.action[7:-1]}" in then.text and then.action[7:-1] in needed
     found = [title for title, _ in task.meta["context"] if f"({title}) " in turn.observation]
     if "cut short" in then.text or " alone" in then.text:
         return then.action[7:-1] in found
@@ -522,10 +524,10 @@ def test_the_expert_says_only_what_it_has_read():
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("comparison_population", r"\d[\d,]* is more than \d[\d,]*\."),
+        ("comparison_population", r"That is \d+ \w+ against \d+ \w+\. \d[\d,]* is more than \d[\d,]*\."),
         ("comparison_discovery", r"\d{4} is before \d{4}\."),
         ("yesno_region", r"They (are the same|differ)\."),
-        ("intersection_border", r"Both name [A-Z].*\."),
+        ("intersection_border", r"(: no,.*)?: yes\. Both name [A-Z].*\."),
     ],
 )
 def test_the_last_thought_says_why(env, family, reason):
@@ -536,6 +538,26 @@ def test_the_last_thought_says_why(env, family, reason):
         if family.startswith("comparison"):
             first, second = numbers[-2:] if family != "comparison_discovery" else numbers[-1:-3:-1]
             assert first > second
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (("188,410,000", "8,725,111"), "That is 188 million against 8 million."),
+        (("300", "22,966"), "That is 300 against 22 thousand."),
+        (("300", "299"), ""),
+        (("1" + ",000" * 5, "1"), ""),
+    ],
+)
+def test_large_numbers_are_compared_by_their_size(numbers, said):
+    assert expert._rounded(numbers) == said
+
+
+def test_lists_are_checked_name_by_name():
+    facts = {"A": "It shares a border with Chad, Mali and Niger.", "B": "It shares a border with Mali, Niger and Togo."}
+    assert expert._checked(facts, "Mali") == "Chad: no, Mali: yes."
+    assert expert._checked(facts, "Niger") == "Chad: no, Mali: yes, Niger: yes."
+    assert expert._checked(facts, "Togo") == ""
 
 
 def test_the_expert_reads_official_questions(tmp_path):

@@ -22,9 +22,9 @@ SLIPS = {
     "comparison": ("one_hop", "wrong_side", "wrong_entity"),
 }
 """HotpotQA's type -> the slips that end a trial in a wrong answer."""
-MENDED = ("described", "strayed", "no_result", "guessed")
-"""The slips that an observation shows: a search by description, another article, a word that is not there, a guess that
-the second article contradicts."""
+MENDED = ("described", "misspelt", "strayed", "no_result", "guessed")
+"""The slips that an observation shows: a search by description or by a garbled name, another article, a word that is
+not there, a guess that the second article contradicts."""
 MENDED_SHARE = 0.6
 """Share of the slips that are of the second kind."""
 
@@ -32,10 +32,12 @@ _FINISH = re.compile(r"\s*finish\s*\[(.*)\]\.?\s*", re.S | re.I)
 _THING = re.compile(r"[A-Z][\w'-]*(?: (?:of (?:the )?|the )?[A-Z][\w'-]*)*|[+]?\d+(?:,\d{3})*|\.[a-z]{2}\b")
 _FIRST_WORD = re.compile(r"^(It|Its|The|He|She|His|Her|In)\b")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*")
+_GROUPS = ("", " thousand", " million", " billion", " trillion")
 _FIRST = ("I start with {title}.", "First I look for {title}.")
 _NEXT = ("{fact} Next I search for {title}.", "{fact} So I need {title}.")
 _ASTRAY = ("{fact} I try {title}.", "{fact} Perhaps {title} says it.")
 _FOUND = ("That finds {found}, not {title}. I search for {title}.", "I got {found}. I need {title}.")
+_GARBLED = ("There is no {wrong}. I mean {title}.", "Nothing is called {wrong}, so I search for {title}.")
 _CUT_SHORT = ("{title} is cut short here. I search for it alone.", "That finds {found}. I search for {title} alone.")
 _STRAYED = ("This is {wrong}, and I need {title}. I search for it.", "That is about {wrong}, so I search for {title}.")
 _ANSWER = ("{fact} So the answer is {answer}.", "{fact} That gives the answer: {answer}.")
@@ -144,8 +146,8 @@ class _ReaderSession(Session):
         for title in titles:
             said = self._say(_NEXT, self._known(learnt), title) if learnt else self._say(_FIRST, title=title)
             said, here, seen = self._noted(said), slip if title == at else "", (opened or {}).get(title, "")
-            if here == "described":
-                said, seen = yield from self._described(said, title)
+            if here in ("described", "misspelt"):
+                said, seen = yield from self._described(said, title, here == "misspelt")
             elif here == "strayed":
                 said = yield from self._strayed(said, title)
             learnt[title] = yield from self._open(said, title, self.needed[title], here, seen)
@@ -177,12 +179,15 @@ class _ReaderSession(Session):
         self.read.update(read)
         return _named(title, " ".join(read) or _first_sentence(seen))
 
-    def _described(self, thought: str, title: str) -> Generator[Move, str, tuple[str, str]]:
-        """Search by a description; returns the next thought, and what was found if that is all that is needed."""
+    def _described(self, thought: str, title: str, garbled: bool) -> Generator[Move, str, tuple[str, str]]:
+        """Search by a description or a garbled name; returns the next thought, and what was found if it is enough."""
         words = self._keywords(" ".join(self.needed[title]))
-        seen = yield Move(thought, f"Search[{words[0] if words else 'article'} of {title}]", True)
+        wrong = self._misspelt(title) if garbled else f"{words[0] if words else 'article'} of {title}"
+        seen = yield Move(thought, f"Search[{wrong}]", True)
         if all(fact in seen for fact in self.needed[title]):
             return "", seen
+        if garbled and self.is_error(seen):
+            return self._say(_GARBLED, title=title, wrong=wrong), ""
         found = [other for other in self.pages if f"({other}) " in seen]
         return self._say(_CUT_SHORT if title in found else _FOUND, title=title, found=listed(found) or "nothing"), ""
 
@@ -191,6 +196,11 @@ class _ReaderSession(Session):
         wrong = self._stranger(title)
         yield Move(thought.replace(title, wrong), f"Search[{wrong}]", True)
         return self._say(_STRAYED, title=title, wrong=wrong)
+
+    def _misspelt(self, title: str) -> str:
+        """A name that begins like the title and ends like another one."""
+        other = self.rng.choice([other for other in self.pages if other != title] or [title[::-1]])
+        return title[: (len(title) + 1) // 2] + other[len(other) // 2 :].lower()
 
     def _absent(self, title: str) -> str:
         """A word of the question that the article does not have."""
@@ -224,7 +234,7 @@ class _ReaderSession(Session):
         if answer in ("yes", "no"):
             return _same_or_not(facts) if answer == self.answer else ""
         if all(has_phrase(said, answer) for said in facts.values()):
-            return f"Both name {answer}."
+            return f"{_checked(facts, answer)} Both name {answer}.".strip()
         numbers = {title: found[0] for title, said in facts.items() if len(found := _NUMBER.findall(said)) == 1}
         value = {title: int(number.replace(",", "")) for title, number in numbers.items()}
         if len(set(value.values())) < 2 or not {answer, self.answer} <= set(numbers):
@@ -234,7 +244,8 @@ class _ReaderSession(Session):
         more = value[self.answer] > value[loser]
         dates = all(re.fullmatch(r"1\d{3}|20\d\d", number) for number in numbers.values())
         relation = ("after" if more else "before") if dates else ("more than" if more else "less than")
-        return f"{numbers[answer]} is {relation} {numbers[other]}."
+        large = "" if dates else _rounded(list(numbers.values()))
+        return f"{large} {numbers[answer]} is {relation} {numbers[other]}.".strip()
 
     def _say(self, templates: tuple[str, ...], fact: str = "", title: str = "", answer: str = "", **more: str) -> str:
         return self.rng.choice(templates).format(fact=fact, title=title, answer=answer, **more).strip()
@@ -333,6 +344,25 @@ def _same_or_not(facts: dict[str, str]) -> str:
     """Whether two facts that begin alike, titles aside, end alike; '' where they do not."""
     one, other = (fold(said.replace(title, "")).removeprefix("the ").split() for title, said in facts.items())
     return "They are the same." if one == other else "They differ." if one[:3] == other[:3] else ""
+
+
+def _rounded(numbers: Sequence[str]) -> str:
+    """How large two numbers are, roughly, in their order; '' where neither reaches a thousand."""
+    groups = [number.count(",") for number in numbers]
+    if not 0 < max(groups) < len(_GROUPS):
+        return ""
+    first, other = (number.split(",")[0] + _GROUPS[count] for number, count in zip(numbers, groups, strict=True))
+    return f"That is {first} against {other}."
+
+
+def _checked(facts: Mapping[str, str], answer: str) -> str:
+    """The names in the shorter fact up to `answer`, each with whether the other fact has it; '' if it lacks that."""
+    (title, listing), (_, other) = sorted(facts.items(), key=lambda item: len(item[1]))
+    names = _THING.findall(_FIRST_WORD.sub("", listing).replace(title, ""))
+    if answer not in names:
+        return ""
+    there = {name: "yes" if has_phrase(other, name) else "no" for name in names[: names.index(answer) + 1]}
+    return f"{', '.join(f'{name}: {found}' for name, found in there.items())}."
 
 
 def _named(title: str, said: str) -> str:
