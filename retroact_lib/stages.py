@@ -301,12 +301,13 @@ def _rounds(config: StudyConfig) -> list[tuple[Run | None, Run]]:
 def training_rollouts(config: StudyConfig, start: Run, number: int = 0, before: Run | None = None) -> Run:
     """The off-policy batch of one round: the policy of `start` on the `rl` tasks.
 
-    With `fresh_tasks` these are the round's own share of them. With `skip_settled` it leaves out those that the
+    With `fresh_tasks` these are the round's own share of them, in their order, so that it has tasks of every family. With `skip_settled` it leaves out those that the
     rollouts of the round `before` settled (`settled`), unless they settled all.
     """
     tasks, draws = task_sets(config)["rl"], draw_seed("training", config.seed, number)
     if config.rl.fresh_tasks:
-        tasks = tasks[number :: config.rl.rounds]
+        begin, end = (len(tasks) * part // config.rl.rounds for part in (number, number + 1))
+        tasks = tasks[begin:end]
     if config.rl.skip_settled and before:
         done = settled(read_trajectories(before.file(TRAJECTORIES)))
         tasks = [task for task in tasks if task.id not in done] or tasks
