@@ -301,8 +301,9 @@ def _rounds(config: StudyConfig) -> list[tuple[Run | None, Run]]:
 def training_rollouts(config: StudyConfig, start: Run, number: int = 0, before: Run | None = None) -> Run:
     """The off-policy batch of one round: the policy of `start` on the `rl` tasks.
 
-    With `fresh_tasks` these are the round's own share of them, in their order, so that it has tasks of every family. With `skip_settled` it leaves out those that the
-    rollouts of the round `before` settled (`settled`), unless they settled all.
+    With `fresh_tasks` these are the round's own share, a stretch of them, in which every family has its turn. With
+    `skip_settled` it leaves out those that the rollouts of the round `before` settled (`settled`), unless they settled
+    all.
     """
     tasks, draws = task_sets(config)["rl"], draw_seed("training", config.seed, number)
     if config.rl.fresh_tasks:
