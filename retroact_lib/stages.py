@@ -32,6 +32,8 @@ from retroact_lib.trials import draw_seed
 TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
+OF_ROLLOUTS = ("rounds", "rl_samples", "skip_settled", "fresh_tasks")
+"""The settings of stage 2 that a round knows by its rollouts alone: with more rounds, those that are done stay done."""
 NOT_FOR_THE_END = ("il", "rl", "known", "corrected", "validation")
 """The task sets that are not kept for the end."""
 
@@ -351,7 +353,8 @@ def score(config: StudyConfig, start: Run, rolled: Run) -> Run:
 
 def _rl_round(config: StudyConfig, start: Run, number: int, rolled: Run | None) -> Run:
     scored = score(config, start, rolled) if rolled else None
-    parameters = {**asdict(config.rl), **asdict(config.sft), **_policy(config), "round": number}
+    own = {name: value for name, value in asdict(config.rl).items() if name not in OF_ROLLOUTS}
+    parameters = {**own, **asdict(config.sft), **_policy(config), "round": number}
     parameters["reveal_reward"] = config.rollout.reveal_reward
     run = _open(config, "rl", parameters, {"start": start.key, "examples": scored.key if scored else "none"})
     if not run.finished:

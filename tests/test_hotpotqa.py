@@ -20,6 +20,7 @@ from retroact_lib.envs.hotpotqa import articles as facts
 from retroact_lib.envs.hotpotqa import expert
 from retroact_lib.envs.hotpotqa.env import HotpotQA, Library, exact_match, f1_score, official_tasks
 from retroact_lib.envs.hotpotqa.questions import PER_FAMILY, TYPES, questions
+from retroact_lib.envs.hotpotqa.versions import world
 from retroact_lib.examples import imitation_examples
 from retroact_lib.experts import expert_for
 from retroact_lib.policy import Policy
@@ -107,7 +108,7 @@ def test_splits_share_no_article_that_matters(env):
 
 def test_the_article_that_has_the_answer_has_rivals(env):
     """A search for what is asked for must not find it at once: two other paragraphs say as much."""
-    articles = facts.articles()
+    articles = world().pages
     for split in SPLITS:
         for task in env.tasks(split):
             (_, _), (last, sentence) = task.meta["supporting"]
@@ -118,7 +119,7 @@ def test_the_article_that_has_the_answer_has_rivals(env):
 
 
 def test_what_the_packages_have_wrong_is_put_right():
-    articles = facts.articles()
+    articles = world().pages
     assert "Sri Lanka" not in articles and "Livermorium" not in articles and "Marguerite Derey" not in articles
     assert articles["Marguerite Perey"] == ["Marguerite Perey is known for the discovery of Francium."]
     assert articles["Philippines"][0].startswith("The Philippines lies") and "the Gambia" in articles["Senegal"][7]
@@ -128,7 +129,7 @@ def test_what_the_packages_have_wrong_is_put_right():
 
 
 def test_articles_have_titles_of_their_own_and_no_country_names_its_capital():
-    articles = facts.articles()
+    articles = world().pages
     assert len(articles) > 400
     for country in facts.countries().values():
         if country.capital not in country.name:
@@ -141,11 +142,10 @@ def has(phrase, text):
     return re.search(rf"(?<![\w+.,]){re.escape(phrase)}(?![\w]|,\d)", text, re.I) is not None
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
-    countries, elements = facts.countries(), facts.elements()
-    articles = facts.articles()
-    for q in questions(split):
+@pytest.mark.parametrize(("split", "number"), [*((split, 0) for split in SPLITS), ("train", 1), ("train", 7)])
+def test_answers_follow_from_the_facts_and_are_the_only_ones(split, number):
+    countries, elements, articles = world(number).countries, world(number).elements, world(number).pages
+    for q in questions(split, number):
         (first, i), (second, j) = q.supporting
         said = articles[first][i], articles[second][j]
         said_of = dict(zip((first, second), said, strict=True))
@@ -176,6 +176,29 @@ def test_answers_follow_from_the_facts_and_are_the_only_ones(split):
         if q.family == "comparison_discovery":
             assert q.answer == min((first, second), key=lambda name: elements[name].year)
             assert elements[first].year != elements[second].year
+
+
+def test_in_a_version_names_have_changed_hands_in_training_alone(env):
+    plain, versions = env.tasks("train"), HotpotQA(versions=2)
+    asked = versions.pool("train")
+    assert asked[: len(plain)] == env.pool("train") and len(asked) > 2.8 * len(plain)
+    assert len({task.id for task in asked}) == len(asked)
+    assert all(versions.pool(split) == env.pool(split) for split in SPLITS[1:])
+    own, other = world(), world(2)
+    assert set(own.pages) == set(other.pages)
+    same = [title for title, page in own.pages.items() if other.pages[title] == page]
+    assert {facts.split_of(title) for title in same} >= {"validation", "test"}
+    trained = [name for name in own.countries if facts.split_of(name) == "train"]
+    assert sum(own.countries[n].population == other.countries[n].population for n in trained) < 0.1 * len(trained)
+    assert all(own.countries[n].capital == other.countries[n].capital for n in trained)
+    for name, country in other.countries.items():  # a border is still one from both sides
+        for neighbour in country.borders or ():
+            there = other.countries.get(neighbour)
+            assert there is None or there.borders is None or name in there.borders
+    with pytest.raises(ValueError, match="versions must be 0 or more, and 0 where all articles can be read"):
+        HotpotQA(versions=2, retrieval="open")
+    with pytest.raises(ValueError, match="versions is 2 with retrieval 'open'"):
+        load_config("smoke", env="hotpotqa", versions=2, retrieval="open")
 
 
 def test_yes_and_no_are_asked_equally_often(env):
@@ -261,7 +284,7 @@ def test_official_and_embedded_questions_are_searched_apart(tmp_path):
 def test_open_retrieval_sees_what_the_question_does_not_bring(env):
     task = env.tasks("test")[0]
     here = {title for title, _ in task.meta["context"]}
-    elsewhere = next(title for title in facts.articles() if title not in here)
+    elsewhere = next(title for title in world().pages if title not in here)
     assert f"({elsewhere})" not in env.start(task).step(f"Search[{elsewhere}]").observation
     assert f"({elsewhere})" in HotpotQA(retrieval="open").start(task).step(f"Search[{elsewhere}]").observation
 

@@ -328,6 +328,7 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
         {"updates": 4, "examples": 8, "planner": 8, "too_long": 0}
     ] * 2
     assert second.manifest["inputs"]["start"] == first.key
+    assert stages.train_joint_rl(two.change(rounds=1))[0].key == first.key, "with more rounds, what is done stays done"
     table = stages.run_ablation(two, "continued_sft")
     assert set(table["mode"]) == {"greedy", "sampled"} and set(table["reward"]) == {0.5}
     sizes = stages.training_sizes(two, ["continued_sft"]).set_index("arm")

@@ -11,6 +11,8 @@ class Options:
     """A search sees the question's own ten paragraphs (``distractor``), or those of all questions (``open``)."""
     observation_chars: int = 400
     """An observation longer than this is cut."""
+    versions: int = 0
+    """Training questions are asked of so many versions of their articles too, in which names have changed hands."""
 
     def __post_init__(self):
         known = ("distractor", "open")
@@ -18,6 +20,10 @@ class Options:
             raise ValueError(f"retrieval is {self.retrieval!r}; expected one of {known}.")
         if self.observation_chars < 40:
             raise ValueError(f"observation_chars is {self.observation_chars}; expected at least 40.")
+        if self.versions < 0:
+            raise ValueError(f"versions is {self.versions}; expected 0 or more.")
+        if self.versions and self.retrieval == "open":
+            raise ValueError(f"versions is {self.versions} with retrieval 'open'; expected 0, or 'distractor'.")
 
 
 PROFILES = {

@@ -25,6 +25,7 @@ from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.envs.hotpotqa import articles
 from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
 from retroact_lib.envs.hotpotqa.questions import TYPES, Question, questions
+from retroact_lib.envs.hotpotqa.versions import world
 from retroact_lib.envs.official import read_list
 from retroact_lib.trajectories import Trial
 
@@ -48,6 +49,8 @@ class HotpotQA(Env):
             or a folder that holds it; it becomes the split ``official``.
         retrieval: what a search looks through: the question's own ten paragraphs ("distractor"), or all ("open").
         observation_chars: observations are cut to this many characters.
+        versions: the training questions are asked of so many versions of their articles beside the original, in which
+            the same facts go under other names (`versions`); 0 is the originals alone.
 
     Raises FileNotFoundError if the facts are not installed, ValueError for a bad argument.
     """
@@ -65,13 +68,19 @@ class HotpotQA(Env):
     max_steps: ClassVar[int] = 7
 
     def __init__(
-        self, data: str | Path | None = None, retrieval: str = "distractor", observation_chars: int = 400
+        self,
+        data: str | Path | None = None,
+        retrieval: str = "distractor",
+        observation_chars: int = 400,
+        versions: int = 0,
     ) -> None:
         if retrieval not in ("distractor", "open"):
             raise ValueError(f"retrieval must be 'distractor' or 'open', not {retrieval!r}.")
         if observation_chars < 40:
             raise ValueError(f"observation_chars must be at least 40, not {observation_chars}.")
-        self.data, self.retrieval, self.observation_chars = data, retrieval, observation_chars
+        if versions < 0 or (versions and retrieval == "open"):
+            raise ValueError(f"versions must be 0 or more, and 0 where all articles can be read, not {versions}.")
+        self.data, self.retrieval, self.observation_chars, self.versions = data, retrieval, observation_chars, versions
         self._pools: dict[str, list[Task]] = {}
 
     def world_of(self, task: Task) -> str:
@@ -105,7 +114,7 @@ class HotpotQA(Env):
 
     @cached_property
     def _articles(self) -> Library:
-        return Library(list(articles.articles().items()))
+        return Library(list(world().pages.items()))
 
     @cached_property
     def _official_paragraphs(self) -> Library:
@@ -114,7 +123,8 @@ class HotpotQA(Env):
     def pool(self, split: str) -> list[Task]:
         """See `Env.pool`; made when it is first asked for."""
         if split not in self._pools:
-            self._pools[split] = self._official() if split == "official" else _generated(split)
+            versions = self.versions if split == "train" else 0
+            self._pools[split] = self._official() if split == "official" else _generated(split, versions)
         return self._pools[split]
 
     def _official(self) -> list[Task]:
@@ -261,25 +271,26 @@ def exact_match(given: str, answer: str) -> bool:
 # ---- tasks
 
 
-def _generated(split: str) -> list[Task]:
-    """The embedded questions, each among near misses from its own split."""
-    pages = articles.articles()
-    library = Library([(t, s) for t, s in pages.items() if articles.split_of(t) == split])
+def _generated(split: str, versions: int) -> list[Task]:
+    """The embedded questions in the articles as they are and in their versions, each among near misses of its split."""
     tasks = []
     counts: Counter[str] = Counter()
-    for question in questions(split):
-        needed = list(dict.fromkeys(title for title, _ in question.supporting))
-        titles = list(dict.fromkeys(needed + _near_misses(question, library)))[:PARAGRAPHS]
-        random.Random(question.text).shuffle(titles)
-        meta = {
-            "answer": question.answer,
-            "type": TYPES[question.family],
-            "supporting": [list(fact) for fact in question.supporting],
-            "context": [[title, pages[title]] for title in titles],
-        }
-        number = counts[question.family]
-        counts[question.family] += 1
-        tasks.append(Task(f"{split}/{question.family}/{number:04d}", question.text, question.family, meta))
+    for number in range(versions + 1):
+        pages = world(number).pages
+        library = Library([(t, s) for t, s in pages.items() if articles.split_of(t) == split])
+        for question in questions(split, number):
+            needed = list(dict.fromkeys(title for title, _ in question.supporting))
+            titles = list(dict.fromkeys(needed + _near_misses(question, library)))[:PARAGRAPHS]
+            random.Random(question.text).shuffle(titles)
+            meta = {
+                "answer": question.answer,
+                "type": TYPES[question.family],
+                "supporting": [list(fact) for fact in question.supporting],
+                "context": [[title, pages[title]] for title in titles],
+            }
+            place = counts[question.family]
+            counts[question.family] += 1
+            tasks.append(Task(f"{split}/{question.family}/{place:04d}", question.text, question.family, meta))
     return tasks
 
 

@@ -14,6 +14,7 @@ from itertools import combinations
 
 from retroact_lib.envs.hotpotqa import articles as facts
 from retroact_lib.envs.hotpotqa.articles import Country, Element, has_phrase
+from retroact_lib.envs.hotpotqa.versions import World, world
 
 TYPES = {
     "bridge_capital": "bridge",
@@ -129,14 +130,17 @@ class Question:
     supporting: tuple[tuple[str, int], tuple[str, int]]
 
 
-def questions(split: str) -> list[Question]:
-    """The questions of a split, the same on every machine."""
-    countries = [c for c in facts.countries().values() if facts.split_of(c.name) == split]
-    elements = [e for e in facts.elements().values() if facts.split_of(e.name) == split]
-    found = []
+def questions(split: str, number: int = 0) -> list[Question]:
+    """The questions of a split in a version of its articles, the same on every machine."""
+    all_ = world(number)
+    pages = {title: page for title, page in all_.pages.items() if facts.split_of(title) == split}
+    countries, elements = (
+        {name: thing for name, thing in things.items() if name in pages} for things in (all_.countries, all_.elements)
+    )
+    own, found = World(countries, elements, pages), []
     for family, make in _MAKERS.items():
-        rng = random.Random(f"{split}/{family}")
-        made = list(dict.fromkeys(make(countries, elements, rng)))
+        rng = random.Random(f"{split}/{family}/{number}" if number else f"{split}/{family}")
+        made = list(dict.fromkeys(make(own, rng)))
         if not family.startswith("yesno"):  # there yes and no take turns
             made = list(_varied(rng.sample(made, len(made)), PER_FAMILY[split] // 10))
         found += made[: PER_FAMILY[split]]
@@ -153,62 +157,61 @@ def _varied(made: list[Question], most: int) -> Iterator[Question]:
 
 
 def _of_country(
-    family: str, start: str, sentence: int, country: Country, said: tuple[str, ...], rng
+    family: str, own: World, start: str, sentence: int, country: Country, said: tuple[str, ...], rng
 ) -> Iterator[Question]:
     """All that can be asked about `country`, which the article `start` leads to without giving anything away."""
     if has_phrase(start, country.name) or has_phrase(country.name, start):
         return
     for field, (index, asked) in ATTRIBUTES.items():
         answer, *more = getattr(country, field)
-        told = has_phrase(country.name, answer) or has_phrase(" ".join(facts.articles()[start]), answer)
+        told = has_phrase(country.name, answer) or has_phrase(" ".join(own.pages[start]), answer)
         if not told and not more:
             name = facts.the(start) if family == "bridge_border" else start
             text = rng.choice(asked).format(rng.choice(said).format(name))
             yield Question(family, text, answer, ((start, sentence), (country.name, index)))
 
 
-def _bridge_capital(countries: list[Country], elements, rng) -> Iterator[Question]:
-    for c in countries:
-        yield from _of_country("bridge_capital", c.capital, facts.CAPITAL_OF, c, _CAPITAL, rng)
+def _bridge_capital(own: World, rng) -> Iterator[Question]:
+    for c in own.countries.values():
+        yield from _of_country("bridge_capital", own, c.capital, facts.CAPITAL_OF, c, _CAPITAL, rng)
 
 
-def _bridge_border(countries: list[Country], elements, rng) -> Iterator[Question]:
-    here = {c.name: c for c in countries}
-    for c in countries:
-        if c.borders and len(c.borders) == 1 and c.borders[0] in here:
-            yield from _of_country("bridge_border", c.name, facts.BORDERS, here[c.borders[0]], _NEIGHBOUR, rng)
+def _bridge_border(own: World, rng) -> Iterator[Question]:
+    for c in own.countries.values():
+        if c.borders and len(c.borders) == 1 and c.borders[0] in own.countries:
+            only = own.countries[c.borders[0]]
+            yield from _of_country("bridge_border", own, c.name, facts.BORDERS, only, _NEIGHBOUR, rng)
 
 
-def _bridge_discovery(countries: list[Country], elements: list[Element], rng) -> Iterator[Question]:
-    here = {c.name: c for c in countries}
-    for e in elements:
-        yield from _of_country("bridge_discovery", e.name, facts.PLACE, here[e.country], _PLACE, rng)
+def _bridge_discovery(own: World, rng) -> Iterator[Question]:
+    for e in own.elements.values():
+        yield from _of_country("bridge_discovery", own, e.name, facts.PLACE, own.countries[e.country], _PLACE, rng)
 
 
-def _bridge_discoverer(countries, elements: list[Element], rng) -> Iterator[Question]:
-    for e in elements:
-        if e.discoverer and sum(other.discoverer == e.discoverer for other in facts.elements().values()) == 1:
+def _bridge_discoverer(own: World, rng) -> Iterator[Question]:
+    of_all = Counter(e.discoverer for e in facts.elements().values())
+    for e in own.elements.values():
+        if e.discoverer and of_all[e.discoverer] == 1:
             for field, (index, asked) in _ASKED.items():
                 text = rng.choice(asked).format(rng.choice(_FOUND).format(e.discoverer))
                 support = ((e.discoverer, facts.DISCOVERED), (e.name, index))
                 yield Question("bridge_discoverer", text, str(getattr(e, field)), support)
 
 
-def _intersection_border(countries: list[Country], elements, rng) -> Iterator[Question]:
-    here = {c.name for c in countries}
-    for a, b in combinations(countries, 2):
+def _intersection_border(own: World, rng) -> Iterator[Question]:
+    for a, b in combinations(own.countries.values(), 2):
         common = set(a.borders or ()) & set(b.borders or ())
-        if len(common) == 1 and common <= here and min(len(a.borders), len(b.borders)) > 1:
+        if len(common) == 1 and common <= set(own.countries) and min(len(a.borders), len(b.borders)) > 1:
             a, b = rng.sample((a, b), 2)
             support = ((a.name, facts.BORDERS), (b.name, facts.BORDERS))
             yield Question("intersection_border", _asked(_BOTH, a, b, rng), min(common), support)
 
 
 def _compared(
-    family: str, things: list, field: str, sentence: int, said: tuple[str, ...], rng, apart
+    family: str, things: dict, field: str, sentence: int, said: tuple[str, ...], rng, apart
 ) -> Iterator[Question]:
     """Which of two things has the larger value of `field`, where `apart(larger, smaller)`."""
-    pairs = list(combinations(things, 2))
+    pairs = list(combinations(things.values(), 2))
     for a, b in rng.sample(pairs, min(len(pairs), 400)):
         a, b = rng.sample((a, b), 2)
         low, high = sorted((a, b), key=lambda x: getattr(x, field))
@@ -218,23 +221,23 @@ def _compared(
             yield Question(family, _asked(said, a, b, rng), winner.name, support)
 
 
-def _comparison_population(countries: list[Country], elements, rng) -> Iterator[Question]:
+def _comparison_population(own: World, rng) -> Iterator[Question]:
     return _compared(
-        "comparison_population", countries, "population", facts.PEOPLE, _MORE, rng, lambda x, y: x > 1.2 * y
+        "comparison_population", own.countries, "population", facts.PEOPLE, _MORE, rng, lambda x, y: x > 1.2 * y
     )
 
 
-def _comparison_area(countries: list[Country], elements, rng) -> Iterator[Question]:
-    return _compared("comparison_area", countries, "area", facts.AREA, _LARGER, rng, lambda x, y: x > 1.2 * y)
+def _comparison_area(own: World, rng) -> Iterator[Question]:
+    return _compared("comparison_area", own.countries, "area", facts.AREA, _LARGER, rng, lambda x, y: x > 1.2 * y)
 
 
-def _comparison_discovery(countries, elements: list[Element], rng) -> Iterator[Question]:
-    return _compared("comparison_discovery", elements, "year", facts.DISCOVERY, _FIRST, rng, lambda x, y: x > y)
+def _comparison_discovery(own: World, rng) -> Iterator[Question]:
+    return _compared("comparison_discovery", own.elements, "year", facts.DISCOVERY, _FIRST, rng, lambda x, y: x > y)
 
 
-def _same(family: str, things: list, field: str, sentence: int, said: tuple[str, ...], rng) -> Iterator[Question]:
+def _same(family: str, things: dict, field: str, sentence: int, said: tuple[str, ...], rng) -> Iterator[Question]:
     """Whether two things have the same `field`: yes and no equally often."""
-    pairs = rng.sample(list(combinations(things, 2)), len(things) * (len(things) - 1) // 2)
+    pairs = rng.sample(list(combinations(things.values(), 2)), len(things) * (len(things) - 1) // 2)
     alike = [pair for pair in pairs if getattr(pair[0], field) == getattr(pair[1], field)]
     other = [pair for pair in pairs if getattr(pair[0], field) != getattr(pair[1], field)]
     for yes, no in zip(alike, other, strict=False):
@@ -247,12 +250,12 @@ def _asked(said: tuple[str, ...], a: Country | Element, b: Country | Element, rn
     return rng.choice(said).format(facts.the(a.name), facts.the(b.name))
 
 
-def _yesno_region(countries: list[Country], elements, rng) -> Iterator[Question]:
-    return _same("yesno_region", countries, "region", facts.REGION, _SAME_REGION, rng)
+def _yesno_region(own: World, rng) -> Iterator[Question]:
+    return _same("yesno_region", own.countries, "region", facts.REGION, _SAME_REGION, rng)
 
 
-def _yesno_discovery(countries, elements: list[Element], rng) -> Iterator[Question]:
-    return _same("yesno_discovery", elements, "country", facts.PLACE, _SAME_PLACE, rng)
+def _yesno_discovery(own: World, rng) -> Iterator[Question]:
+    return _same("yesno_discovery", own.elements, "country", facts.PLACE, _SAME_PLACE, rng)
 
 
 _MAKERS = {
