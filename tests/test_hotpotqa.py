@@ -677,6 +677,19 @@ def test_a_failed_trial_of_somebody_else_is_judged_by_what_it_read(env):
             assert ("search for" in plan) == (turns[0] is not right.turns[0] or len(turns) == 1), plan
 
 
+def test_an_answer_that_a_reflection_names_is_ruled_out_in_the_next_trial(env, monkeypatch):
+    monkeypatch.setattr(expert, "MENDED_SHARE", 0.0)
+    for seed, task in enumerate(env.tasks("train", 40)):
+        done = expert_for(env).demonstrate(env, task, 2, seed, mistake_rate=1.0)
+        given, last = done.trials[0].turns[-1].action[7:-1], done.trials[1].turns[-1].text
+        assert f"answered {given}" in done.reflections[0].text
+        assert f"I answered {given} before" in last or f"It is not {given}, as the reflection says" in last, last
+        (plain,) = expert_for(env).demonstrate(env, task, 1, seed, mistake_rate=0.0).trials
+        assert "before, which was wrong" not in str(plain) and "as the reflection says" not in str(plain)
+    silent = expert_for(env).demonstrate(env, env.tasks("train")[0], 2, mistake_rate=0.0, max_steps=1)
+    assert "which was wrong" not in str(silent) and "as the reflection says" not in str(silent)
+
+
 def test_a_trial_without_an_answer_is_told_as_that(env):
     task = env.tasks("train")[0]
     done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=0.0, max_steps=1)

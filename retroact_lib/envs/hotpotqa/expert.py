@@ -41,6 +41,7 @@ _GARBLED = ("There is no {wrong}. I mean {title}.", "Nothing is called {wrong}, 
 _CUT_SHORT = ("{title} is cut short here. I search for it alone.", "That finds {found}. I search for {title} alone.")
 _STRAYED = ("This is {wrong}, and I need {title}. I search for it.", "That is about {wrong}, so I search for {title}.")
 _ANSWER = ("{fact} So the answer is {answer}.", "{fact} That gives the answer: {answer}.")
+_REFUSED = ("I answered {answer} before, which was wrong.", "It is not {answer}, as the reflection says.")
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
 
 
@@ -77,6 +78,8 @@ class _ReaderSession(Session):
         """What is still to be said of the last observation."""
         self.read: set[str] = set()
         """The sentences that matter and have been seen."""
+        self.refused: list[str] = []
+        """The answers of failed trials that a reflection names."""
 
     def attempt(self, reflections: list[str]) -> Steps:
         slip, self.slip = self.slip, ""
@@ -103,8 +106,11 @@ class _ReaderSession(Session):
         yield self._conclude(fact, self.answer)
 
     def reflect(self, trial: Trial) -> str:
-        if not _given(trial):
+        given = _given(trial)
+        if not given:
             self.did = "gave no answer"
+        elif given not in self.refused and f"answered {given}" in self.did:
+            self.refused.append(given)
         return self.rng.choice(_REFLECTIONS).format(did=self.did, plan=self.plan)
 
     def judge(self, trial: Trial) -> str:
@@ -221,9 +227,10 @@ class _ReaderSession(Session):
         return [*alike, *(word for word in reversed(words) if word not in alike)][:3]
 
     def _conclude(self, fact: str, answer: str, guess: str = "", slip: bool = False) -> Move:
-        """The last thought, which takes back a `guess`, and the answer."""
+        """The last thought, which takes back a `guess` and leaves out what was `refused`, and the answer."""
         told = f"{answer}, not {guess}" if guess else answer
-        thought = self._say(_ANSWER, f"{fact} {self._because(answer)}".strip(), answer=told)
+        known = self._say(_REFUSED, answer=listed(self.refused)) if self.refused else ""
+        thought = self._say(_ANSWER, " ".join(filter(None, (fact, known, self._because(answer)))), answer=told)
         return Move(self._noted(thought), f"Finish[{answer}]", slip)
 
     def _because(self, answer: str) -> str:
