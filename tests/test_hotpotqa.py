@@ -617,7 +617,7 @@ def official(question, answer, type_, *context, supporting=None):
         ),
         (
             official("Who came first, A or B?", "A", "comparison", ("A", "In 1990, A came."), ("B", "B came in 1990.")),
-            "before|after",
+            "is (before|after)",
         ),
         (
             official("Who came first, A or B?", "A", "comparison", ("A", "In 1989, A came."), ("B", "B came in 1990.")),
