@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 from retroact_lib.envs.base import Env, Task, listed
-from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase
+from retroact_lib.envs.hotpotqa.articles import bare, fold, has_phrase, the
 from retroact_lib.experts.base import Expert, Move, Session, Steps
 from retroact_lib.trajectories import Trial, Turn
 
@@ -230,7 +230,7 @@ class _ReaderSession(Session):
         """The last thought, which takes back a `guess` and leaves out what was `refused`, and the answer."""
         told = f"{answer}, not {guess}" if guess else answer
         known = self._say(_REFUSED, answer=listed(self.refused)) if self.refused else ""
-        thought = self._say(_ANSWER, " ".join(filter(None, (fact, known, self._because(answer)))), answer=told)
+        thought = self._say(_ANSWER, " ".join(filter(None, (fact, self._because(answer), known))), answer=told)
         return Move(self._noted(thought), f"Finish[{answer}]", slip)
 
     def _because(self, answer: str) -> str:
@@ -252,7 +252,8 @@ class _ReaderSession(Session):
         dates = all(re.fullmatch(r"1\d{3}|20\d\d", number) for number in numbers.values())
         relation = ("after" if more else "before") if dates else ("more than" if more else "less than")
         large = "" if dates else _rounded(list(numbers.values()))
-        return f"{large} {numbers[answer]} is {relation} {numbers[other]}.".strip()
+        one, another = (f"{the(title)}'s {numbers[title]}" for title in (answer, other))
+        return f"{large} {one[0].upper()}{one[1:]} is {relation} {another}.".strip()
 
     def _say(self, templates: tuple[str, ...], fact: str = "", title: str = "", answer: str = "", **more: str) -> str:
         return self.rng.choice(templates).format(fact=fact, title=title, answer=answer, **more).strip()
