@@ -33,7 +33,8 @@ TRAJECTORIES = "trajectories.jsonl"
 EXAMPLES = "examples.jsonl"
 ADAPTER = "adapter"
 OF_ROLLOUTS = ("rounds", "rl_samples", "skip_settled", "fresh_tasks")
-"""The settings of stage 2 that a round knows by its rollouts alone: with more rounds, those that are done stay done."""
+"""The settings of stage 2 that a round knows by its rollouts alone, so that further rounds leave those before as they
+are (with `fresh_tasks`, if `rl_tasks` grows alike)."""
 NOT_FOR_THE_END = ("il", "rl", "known", "corrected", "validation")
 """The task sets that are not kept for the end."""
 
@@ -303,9 +304,9 @@ def _rounds(config: StudyConfig) -> list[tuple[Run | None, Run]]:
 def training_rollouts(config: StudyConfig, start: Run, number: int = 0, before: Run | None = None) -> Run:
     """The off-policy batch of one round: the policy of `start` on the `rl` tasks.
 
-    With `fresh_tasks` these are the round's own share, a stretch of them, in which every family has its turn. With
-    `skip_settled` it leaves out those that the rollouts of the round `before` settled (`settled`), unless they settled
-    all.
+    With `fresh_tasks` these are the round's own share, a stretch of them, because families take turns in their order.
+    With `skip_settled` it leaves out those that the rollouts of the round `before` settled (`settled`), unless they
+    settled all.
     """
     tasks, draws = task_sets(config)["rl"], draw_seed("training", config.seed, number)
     if config.rl.fresh_tasks:

@@ -186,8 +186,8 @@ def test_in_a_version_names_have_changed_hands_in_training_alone(env):
     assert all(versions.pool(split) == env.pool(split) for split in SPLITS[1:])
     own, other = world(), world(2)
     assert set(own.pages) == set(other.pages)
-    same = [title for title, page in own.pages.items() if other.pages[title] == page]
-    assert {facts.split_of(title) for title in same} >= {"validation", "test"}
+    held_out = [title for title in own.pages if facts.split_of(title) != "train"]
+    assert all(own.pages[t][: facts.BORDERS] == other.pages[t][: facts.BORDERS] for t in held_out)
     trained = [name for name in own.countries if facts.split_of(name) == "train"]
     assert sum(own.countries[n].population == other.countries[n].population for n in trained) < 0.1 * len(trained)
     assert all(own.countries[n].capital == other.countries[n].capital for n in trained)
@@ -569,11 +569,12 @@ def test_the_last_thought_says_why(env, family, reason):
         (("188,410,000", "8,725,111"), "That is 188 million against 8 million."),
         (("300", "22,966"), "That is 300 against 22 thousand."),
         (("300", "299"), ""),
+        (("1,900,000", "1,100,000"), ""),
         (("1" + ",000" * 5, "1"), ""),
     ],
 )
 def test_large_numbers_are_compared_by_their_size(numbers, said):
-    assert expert._rounded(numbers) == said
+    assert expert._sizes(numbers) == said
 
 
 def test_lists_are_checked_name_by_name():
@@ -581,6 +582,8 @@ def test_lists_are_checked_name_by_name():
     assert expert._checked(facts, "Mali") == "Chad: no, Mali: yes."
     assert expert._checked(facts, "Niger") == "Chad: no, Mali: yes, Niger: yes."
     assert expert._checked(facts, "Togo") == ""
+    facts = {"Chad": "Chad borders South Sudan, Trinidad and Tobago and Mali.", "B": "It borders Chad, Sudan and Mali."}
+    assert expert._checked(facts, "Mali") == "Chad: no, Sudan: no, Mali: yes."
 
 
 def test_the_expert_reads_official_questions(tmp_path):

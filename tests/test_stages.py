@@ -329,6 +329,7 @@ def test_the_chain_to_an_ablation_with_an_evaluator_that_is_easily_pleased(confi
     ] * 2
     assert second.manifest["inputs"]["start"] == first.key
     assert stages.train_joint_rl(two.change(rounds=1))[0].key == first.key, "with more rounds, what is done stays done"
+    assert stages.train_joint_rl(two.change(rounds=1, rl_samples=2))[0].key != first.key
     table = stages.run_ablation(two, "continued_sft")
     assert set(table["mode"]) == {"greedy", "sampled"} and set(table["reward"]) == {0.5}
     sizes = stages.training_sizes(two, ["continued_sft"]).set_index("arm")
@@ -392,7 +393,7 @@ def test_every_round_can_have_fresh_tasks(config):
     rolled = [stages.training_rollouts(config, start, number) for number in range(3)]
     played = [[t.task_id for t in read_trajectories(run.file(stages.TRAJECTORIES))] for run in rolled]
     assert all(played)
-    assert sum(played, []) == [task.id for task in stages.task_sets(config)["rl"]], "families come in turn"
+    assert sum(played, []) == [task.id for task in stages.task_sets(config)["rl"]], "all in their order"
     with pytest.raises(ValueError, match="rl_tasks is 2; expected at least one for each of 3 rounds"):
         config.change(rl_tasks=2)
     assert config.change(rl_tasks=2, rounds=2).rl.fresh_tasks

@@ -251,7 +251,7 @@ class _ReaderSession(Session):
         more = value[self.answer] > value[loser]
         dates = all(re.fullmatch(r"1\d{3}|20\d\d", number) for number in numbers.values())
         relation = ("after" if more else "before") if dates else ("more than" if more else "less than")
-        large = "" if dates else _rounded(list(numbers.values()))
+        large = "" if dates else _sizes(list(numbers.values()))
         one, another = (f"{the(title)}'s {numbers[title]}" for title in (answer, other))
         return f"{large} {one[0].upper()}{one[1:]} is {relation} {another}.".strip()
 
@@ -354,22 +354,24 @@ def _same_or_not(facts: dict[str, str]) -> str:
     return "They are the same." if one == other else "They differ." if one[:3] == other[:3] else ""
 
 
-def _rounded(numbers: Sequence[str]) -> str:
-    """How large two numbers are, roughly, in their order; '' where neither reaches a thousand."""
+def _sizes(numbers: Sequence[str]) -> str:
+    """How large two numbers are, by their leading digits, in their order; '' where that tells nothing apart."""
     groups = [number.count(",") for number in numbers]
     if not 0 < max(groups) < len(_GROUPS):
         return ""
     first, other = (number.split(",")[0] + _GROUPS[count] for number, count in zip(numbers, groups, strict=True))
-    return f"That is {first} against {other}."
+    return "" if first == other else f"That is {first} against {other}."
 
 
 def _checked(facts: Mapping[str, str], answer: str) -> str:
     """The names in the shorter fact up to `answer`, each with whether the other fact has it; '' if it lacks that."""
-    (title, listing), (_, other) = sorted(facts.items(), key=lambda item: len(item[1]))
-    names = _THING.findall(_FIRST_WORD.sub("", listing).replace(title, ""))
+    told = [
+        [name for name in _THING.findall(_FIRST_WORD.sub("", said)) if name != title] for title, said in facts.items()
+    ]
+    names, others = sorted(told, key=len)
     if answer not in names:
         return ""
-    there = {name: "yes" if has_phrase(other, name) else "no" for name in names[: names.index(answer) + 1]}
+    there = {name: "yes" if name in others else "no" for name in names[: names.index(answer) + 1]}
     return f"{', '.join(f'{name}: {found}' for name, found in there.items())}."
 
 

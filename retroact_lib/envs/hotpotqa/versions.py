@@ -2,8 +2,8 @@
 
 There are a few hundred training articles, so a policy may learn by heart which country is larger and where an element
 was found. In a version the names have changed hands, so that the answer has to be read, as in articles that are new. A
-country keeps its capital and its demonym, an element its symbol. Everything else comes with the facts: a border that
-two countries share is still shared, under their new names.
+country keeps its capital, an element its symbol. Everything else comes with the facts: a border that two countries
+share is still shared, under their new names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class World:
 
 @cache
 def world(number: int = 0) -> World:
-    """The facts as they are (0), or a version of them; validation and test are the same in all."""
+    """The facts as they are (0), or a version of them, in which only training articles change, and their neighbours."""
     countries, elements = articles.countries(), articles.elements()
     if number:
         rng = random.Random(f"articles/{number}")
@@ -38,7 +38,6 @@ def world(number: int = 0) -> World:
                 c,
                 name=names[c.name],
                 capital=countries[names[c.name]].capital,
-                demonym=countries[names[c.name]].demonym,
                 borders=None if c.borders is None else tuple(sorted(names.get(other, other) for other in c.borders)),
             )
             for c in countries.values()
@@ -55,7 +54,7 @@ def world(number: int = 0) -> World:
 
 
 def _handed_round(titles: Iterable[str], rng: random.Random) -> dict[str, str]:
-    """Title -> the title that its facts go under: another one of training, or its own in the other splits."""
+    """Title -> the title that its facts go under: one drawn from those of training, or its own in the other splits."""
     titles = list(titles)
     own = [title for title in titles if articles.split_of(title) == "train"]
     return dict(zip(titles, titles, strict=True)) | dict(zip(own, rng.sample(own, len(own)), strict=True))
