@@ -230,7 +230,7 @@ class _ReaderSession(Session):
         """The last thought, which takes back a `guess` and leaves out what was `refused`, and the answer."""
         told = f"{answer}, not {guess}" if guess else answer
         known = self._say(_REFUSED, answer=listed(self.refused)) if self.refused else ""
-        thought = self._say(_ANSWER, " ".join(filter(None, (fact, self._because(answer), known))), answer=told)
+        thought = self._say(_ANSWER, " ".join(filter(None, (fact, known, self._because(answer)))), answer=told)
         return Move(self._noted(thought), f"Finish[{answer}]", slip)
 
     def _because(self, answer: str) -> str:
