@@ -30,7 +30,7 @@ PROFILES = {
     "smoke": dict(families="bridge_capital", max_steps=4),
     "laptop": dict(
         max_steps=7,
-        max_action_tokens=96,
+        max_action_tokens=128,
         observation_chars=280,
         il_tasks=320,
         rl_tasks=192,
