@@ -848,7 +848,7 @@ def test_the_rows_of_an_observation():
 @pytest.mark.parametrize("env_name", ["intercode_sql", "hotpotqa"])
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu"])
 def test_a_policy_may_write_as_much_as_the_expert_does(profile, env_name, default_checkpoint):
-    names = {"versions": 8, "askings": 2} if env_name == "intercode_sql" else {}
+    names = {"versions": 8, "askings": 2} if env_name == "intercode_sql" else {"versions": 8}
     config = load_config(profile, env=env_name, il_tasks=40 if profile == "smoke" else 100, mistake_rate=1.0, **names)
     tokenizer = AutoTokenizer.from_pretrained(default_checkpoint.path_or_hub_id)
     limits = {"max_steps": config.rollout.max_steps, "max_repeats": config.rollout.max_repeats}

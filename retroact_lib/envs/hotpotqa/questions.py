@@ -132,10 +132,10 @@ class Question:
 
 def questions(split: str, number: int = 0) -> list[Question]:
     """The questions of a split in a version of its articles, the same on every machine."""
-    all_ = world(number)
-    pages = {title: page for title, page in all_.pages.items() if facts.split_of(title) == split}
+    whole = world(number)
+    pages = {title: page for title, page in whole.pages.items() if facts.split_of(title) == split}
     countries, elements = (
-        {name: thing for name, thing in things.items() if name in pages} for things in (all_.countries, all_.elements)
+        {name: thing for name, thing in things.items() if name in pages} for things in (whole.countries, whole.elements)
     )
     own, found = World(countries, elements, pages), []
     for family, make in _MAKERS.items():
@@ -201,7 +201,7 @@ def _bridge_discoverer(own: World, rng) -> Iterator[Question]:
 def _intersection_border(own: World, rng) -> Iterator[Question]:
     for a, b in combinations(own.countries.values(), 2):
         common = set(a.borders or ()) & set(b.borders or ())
-        if len(common) == 1 and common <= set(own.countries) and min(len(a.borders), len(b.borders)) > 1:
+        if len(common) == 1 and common <= own.countries.keys() and min(len(a.borders), len(b.borders)) > 1:
             a, b = rng.sample((a, b), 2)
             support = ((a.name, facts.BORDERS), (b.name, facts.BORDERS))
             yield Question("intersection_border", _asked(_BOTH, a, b, rng), min(common), support)
