@@ -40,6 +40,8 @@ class DataConfig:
     """Other training tasks, for the policy's own rollouts; they ask nothing that is demonstrated (`Env.asks`)."""
     test_tasks: int = 64
     """Tasks of the held-out test split; never used for a choice."""
+    known_tasks: int = 0
+    """Further tasks of the training worlds, which are not trained on; 0 takes as many as the test has."""
     written_tasks: int = 0
     """Questions that people wrote, of each such task set (``real``, ``official``); 0 takes all."""
     validation_tasks: int = 48
@@ -56,7 +58,8 @@ class DataConfig:
     def __post_init__(self):
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
-        _require(self.corrected_tasks >= 0, f"corrected_tasks is {self.corrected_tasks}; expected 0 or more.")
+        for name in ("known_tasks", "corrected_tasks"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more.")
         _require(0 <= self.mistake_rate <= 1, f"mistake_rate is {self.mistake_rate}; expected a share in [0, 1].")
 
 

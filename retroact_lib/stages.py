@@ -64,12 +64,12 @@ def task_sets(config: StudyConfig) -> dict[str, list[Task]]:
     """The tasks of the study by use.
 
     `il`, `rl`, `known` and `corrected` are parts of the training split, of which no two ask the same (`Env.asks`):
-    those demonstrated, those rolled out, as many as the test has, to tell what was learnt about the training databases
-    from what carries over to others, and those whose trials the expert ends. An environment with a split `seen` of its
-    own has that for `known`.
+    those demonstrated, those rolled out, those that tell what was learnt about the training worlds from what carries
+    over to others, and those whose trials the expert ends. An environment with a split `seen` of its own has that for
+    `known`.
     """
     env, data = environment(config), config.data
-    seen = _generated(config, "seen", data.test_tasks) if "seen" in env.splits else []
+    seen = _generated(config, "seen", _known(config)) if "seen" in env.splits else []
     parts = _train_parts(config)
     sets = {
         "il": parts["il"],
@@ -127,8 +127,12 @@ def _train_tasks(config: StudyConfig) -> Iterator[tuple[list[Task], list[Task]]]
 def _counts(config: StudyConfig) -> dict[str, int]:
     """How many training tasks each use takes; `known` takes none where the environment has a split for it."""
     data = config.data
-    known = {} if "seen" in environment(config).splits else {"known": data.test_tasks}
+    known = {} if "seen" in environment(config).splits else {"known": _known(config)}
     return {"il": data.il_tasks, "rl": data.rl_tasks, **known, "corrected": data.corrected_tasks}
+
+
+def _known(config: StudyConfig) -> int:
+    return config.data.known_tasks or config.data.test_tasks
 
 
 def _generated(config: StudyConfig, split: str, count: int | None, seed: int = 0) -> list[Task]:

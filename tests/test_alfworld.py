@@ -424,9 +424,38 @@ def test_a_reflection_names_what_the_trial_showed(env, monkeypatch):
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
     monkeypatch.setitem(expert.SLIPS, task.family, ("wandered",))
     done = expert_for(env).demonstrate(env, task, max_trials=2, mistake_rate=1.0, max_steps=6)
-    planned = expert.re.search(r" in (\w+ \d+), which I have not seen", done.reflections[0].text)[1]
-    assert planned not in {turn.action.removeprefix("go to ") for turn in done.trials[0].turns}
-    assert done.trials[1].turns[0].action == f"go to {planned}"
+    planned = expert.re.search(r" in (.+), which I have not seen", done.reflections[0].text)[1]
+    places = planned.replace(" and ", ", ").split(", ")
+    assert len(places) == expert.PLACES_NAMED
+    assert not set(places) & {turn.action.removeprefix("go to ") for turn in done.trials[0].turns}
+    went = [turn.action.removeprefix("go to ") for turn in done.trials[1].turns if turn.action.startswith("go to ")]
+    assert went[: len(places)] == places, "nothing is found there, so all of them are looked at"
+
+
+def test_a_cause_says_how_far_a_trial_came(env):
+    """A demonstration that is cut short before its n-th command of a kind has not done what that command does."""
+    causes = {
+        "take": "thing not taken",
+        "clean": "no cleaning",
+        "heat": "no heating",
+        "cool": "no cooling",
+        "move": "not put in its place",
+        "use": "lamp not used",
+    }
+    found = set()
+    for task in env.tasks("train"):
+        (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0, max_steps=100).trials
+        verbs = [turn.action.split()[0] for turn in trial.turns]
+        for verb in causes.keys() & set(verbs):
+            begun = dataclasses.replace(trial, turns=trial.turns[: verbs.index(verb)], reward=0.0, success=False)
+            second = task.family == "pick_two_obj_and_place" and verb == "move"
+            expected = "second thing not taken" if second else causes[verb]
+            assert env.cause(task, begun) == expected
+            found.add(expected)
+        begun = dataclasses.replace(trial, turns=trial.turns[:1], reward=0.0, success=False)
+        seen = f" {task.meta['target']} " in trial.turns[0].observation
+        assert (env.cause(task, begun) == "thing not found") is not seen
+    assert found == {*causes.values(), "second thing not taken"}
 
 
 @pytest.mark.parametrize("task_type, number", [("pick_two_obj_and_place", 232), ("look_at_obj_in_light", 331)])

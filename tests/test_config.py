@@ -53,6 +53,7 @@ def test_overrides_reach_their_stage_and_none_keeps_the_profile():
         ({"rl_rl": 1}, "Unknown setting 'rl_rl'; expected one of"),
         ({"il_tasks": "many"}, "il_tasks is 'many'; expected int"),
         ({"il_tasks": 0}, "expected at least 1"),
+        ({"known_tasks": -1}, "known_tasks is -1; expected 0 or more"),
         ({"reflection_retries": -1}, "reflection_retries is -1; expected 0 or more"),
         ({"reflection_retries": 2, "trials": 1}, "expected 0 without a second trial and reflections"),
         ({"reflection_retries": 2, "trials": 2, "temperature": 0.0}, "would all be the same"),

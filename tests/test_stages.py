@@ -188,12 +188,12 @@ def test_the_learning_curve_plays_the_policy_of_each_epoch(config, monkeypatch):
 
 @pytest.mark.parametrize("il_tasks", [20, 60])
 def test_no_two_parts_of_the_training_split_ask_the_same(config, il_tasks):
-    changed = config.change(il_tasks=il_tasks, corrected_tasks=3, versions=4, askings=3)
+    changed = config.change(il_tasks=il_tasks, known_tasks=7, corrected_tasks=3, versions=4, askings=3)
     env, sets = stages.environment(changed), stages.task_sets(changed)
     assert {name: len(sets[name]) for name in ("il", "rl", "known", "corrected")} == {
         "il": il_tasks,
         "rl": 4,
-        "known": 6,
+        "known": 7,
         "corrected": 3,
     }
     asked = {name: {env.asks(task) for task in sets[name]} for name in ("il", "rl", "known", "corrected")}

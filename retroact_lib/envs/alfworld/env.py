@@ -23,6 +23,7 @@ from retroact_lib.envs.base import Env, Episode, Step, Task
 from retroact_lib.files import code_digest, sha256_of, write_text
 from retroact_lib.paths import cache_dir
 from retroact_lib.progress import progress
+from retroact_lib.trajectories import Trial
 
 FOLDERS = {"train": "train", "validation": "train", "seen": "valid_seen", "test": "valid_unseen"}
 """Split -> folder of the official data; its validation split is the games of ``train`` in rooms 27 to 30."""
@@ -96,6 +97,28 @@ class ALFWorld(Env):
 
     def is_error(self, observation: str) -> bool:
         return observation.strip() == "Nothing happens."
+
+    def cause(self, task: Task, trial: Trial) -> str:
+        """How far a failed trial came: the first thing that it had to do and did not."""
+        target, lamp = task.meta["target"], task.meta["lamp"]
+        done = [as_command(turn.action) for turn in trial.turns if not self.is_error(turn.observation)]
+        shown = " ".join(turn.observation for turn in trial.turns)
+        changed = re.match("pick_(clean|heat|cool)", task.family)
+
+        def times(verb: str) -> int:
+            return sum(command.startswith(f"{verb} {target} ") for command in done)
+
+        if f" {target} " not in shown:
+            return "thing not found"
+        if not times("take"):
+            return "thing not taken"
+        if lamp:
+            return "lamp not used" if f" {lamp} " in shown else "lamp not found"
+        if changed and not times(changed[1]):
+            return f"no {changed[1]}ing"
+        if task.family.startswith("pick_two") and times("take") < 2:
+            return "second thing not taken"
+        return "not put in its place"
 
     def start(self, task: Task) -> HouseholdEpisode:
         """Open an episode; where the game does not open, one that is over. Raises ValueError if its file is gone."""

@@ -18,7 +18,7 @@ from collections.abc import Generator, Sequence
 
 from retroact_lib.envs.alfworld.engine import GameFailed, as_command
 from retroact_lib.envs.alfworld.games import accepts, affords, has_door
-from retroact_lib.envs.base import Env, Task
+from retroact_lib.envs.base import Env, Task, listed
 from retroact_lib.experts.base import Expert, Move, Session, Steps
 from retroact_lib.trajectories import Trial, Turn
 
@@ -42,6 +42,8 @@ HASTY_SHARE = 0.4
 """Share of the slips that are commands which cannot be carried out."""
 MENDED_SHARE = 0.4
 """Share of the other slips that are mended in their trial; nobody mends what ends in wandering about."""
+PLACES_NAMED = 3
+"""How many places a reflection names that no trial has seen: the next trial knows of the earlier ones by it alone."""
 
 _THING = re.compile(r"\ban? ([a-z]+ \d+)")
 _STANDS = ("desk", "sidetable", "dresser", "coffeetable", "diningtable", "shelf")
@@ -116,8 +118,9 @@ class _HouseholdSession(Session):
         else:
             missing = "" if self.lamp_at[1] else self.lamp
         self.did = self.did or (f"found no {missing} in time" if missing else f"found the {self.target} too late")
-        places = self.stands() if missing == self.lamp else self.unseen()
-        search = f"look for a {missing} in {places[0]}, which I have not seen" if places else "look everywhere again"
+        places = (self.stands() if missing == self.lamp else self.unseen())[:PLACES_NAMED]
+        there = f"in {listed(places)}, which I have not seen"
+        search = f"look for a {missing} {there}" if places else "look everywhere again"
         self.plan = self.plan or ", then ".join([*known, search] if missing else known)
 
     def reflect(self, trial: Trial) -> str:
