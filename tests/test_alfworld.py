@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import psutil
 import pytest
 
 pytest.importorskip("fast_downward", reason="the extra [alfworld] is not installed")
@@ -329,6 +330,39 @@ def test_a_game_that_does_not_load_says_so(env, tmp_path):
     file.write_text(json.dumps({"pddl_domain": "(", "pddl_problem": "(", "grammar": ""}))
     with pytest.raises(GameFailed):
         env.engine.open(file)
+
+
+@pytest.mark.parametrize(
+    "expression, message",
+    [
+        ("1 and __import__('os').system('touch {file}')", "more than names, texts and sums"),
+        ("o.__class__.__name__", "more than names, texts and sums"),
+        ("'x' * 10", "more than names, texts and sums"),
+        (" + ".join(["'x'"] * 99), "characters"),
+    ],
+)
+def test_a_grammar_is_read_and_never_run(env, data, tmp_path, expression, message):
+    """A game file is data that somebody else may have written."""
+    touched, file = tmp_path / "touched", tmp_path / games.GAME_FILE
+    game = json.loads((data / env.tasks("train")[0].meta["game"]).read_text())
+    welcome = "-= Welcome to TextWorld, ALFRED! =-"
+    assert welcome in game["grammar"]
+    asked = expression.format(file=touched) if "{file}" in expression else expression
+    game["grammar"] = game["grammar"].replace(welcome, "{" + asked + "}")
+    file.write_text(json.dumps(game))
+    with pytest.raises(GameFailed, match=message):
+        env.engine.open(file)
+    assert not touched.exists()
+
+
+def test_a_worker_knows_no_keys(env, data, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    engine = Engine()
+    play = engine.open(data / env.tasks("train")[0].meta["game"])
+    held = psutil.Process(play._worker.process.pid).environ()
+    play.close()
+    engine.close()
+    assert held["PYTHONHASHSEED"] == "0" and "OPENAI_API_KEY" not in held
 
 
 # ------------------------------------------------------------------------------------------------------- the expert

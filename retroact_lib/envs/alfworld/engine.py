@@ -24,6 +24,8 @@ ANSWER_SECONDS, PLANNER_SECONDS = 120.0, 1800.0
 """A worker that takes longer for one answer is taken for dead; with the planner at a game's side it may search."""
 DEATHS = 2
 """After so many workers have died of the same command, the game itself is to blame."""
+INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "PYTHONPATH", "LD_LIBRARY_PATH", "ALFWORLD_DATA")
+"""Environment variables that a worker gets: games come from others, and keys are none of their business."""
 _PUT = re.compile(r"(?:put|move|place) (.+?) (?:in/on|into|onto|in|on|to) (.+)")
 
 
@@ -64,7 +66,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             bufsize=0,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            env={name: os.environ[name] for name in INHERITED if name in os.environ} | {"PYTHONHASHSEED": "0"},
         )
         self.stop = weakref.finalize(self, _end, self.process, self._log)
         """Ends the process; so does the end of the program."""

@@ -15,12 +15,13 @@ Whatever fails is answered by {"error": text}; the games that are open go on.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ UNKNOWN = "UNKNOWN GOAL"
 PUT, OLD_PUT = 'template :: "move {o} to {r}"', 'template :: "put {o} in/on {r}"'
 """How games word a put, and older ones did; the present word is the one that the engine takes for both."""
 _GOAL = re.compile(r'(?<="Your task is to: )(?:\\.|[^"\\])*?(?=\.?")')
+LONGEST_EXPRESSION = 200
+"""Characters of an expression in a game's grammar."""
 GAMES_KEPT = 512
 """Games whose translations are kept in memory; a translation is text of 0.1 to 1 MB."""
 
@@ -43,12 +46,42 @@ class CachedParser:
         return self._parse(text, rule_name)
 
 
+@lru_cache(maxsize=10_000)
+def _parsed(expression: str) -> ast.expr:
+    if len(expression) > LONGEST_EXPRESSION:
+        raise ValueError(f"the grammar's expression {expression[:40]!r}... has {len(expression)} characters")
+    return ast.parse(expression.strip(), mode="eval").body
+
+
+def written(expression: str, variables: Mapping[str, object]) -> object:
+    """What ``o.indefinite + ' ' + o.name`` in a game's grammar stands for.
+
+    A grammar comes with a game that somebody else may have made, and TextWorld hands its expressions to ``eval``. Here
+    they are made of variables, their attributes, texts, sums and ``or`` alone. Raises ValueError for anything else.
+    """
+
+    def value(node: ast.expr) -> object:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in variables:
+            return variables[node.id]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not node.attr.startswith("_"):
+            return getattr(value(node.value), node.attr)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return str(value(node.left)) + str(value(node.right))
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            return next(filter(None, map(value, node.values)), "")
+        raise ValueError(f"the grammar's expression {expression!r} is more than names, texts and sums")
+
+    return value(_parsed(expression))
+
+
 def mend_templates() -> None:
-    """Give templates their variables: TextWorld puts them into locals(), which Python 3.13 takes for a copy."""
+    """Let templates be read, not run; their variables are in a dictionary, which Python 3.13 has no locals() for."""
     from textworld.envs.pddl import textgen
 
     def derive(self, context=None):
-        return [textgen.TerminalSymbol(eval(self.expression, {}, dict((context or self.context)["variables"])))]
+        return [textgen.TerminalSymbol(written(self.expression, (context or self.context)["variables"]))]
 
     textgen.EvalSymbol.derive = derive
 
