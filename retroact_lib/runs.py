@@ -1,7 +1,7 @@
 """Run directories: what a stage was asked, what it logged, where it stands, and whether it is finished.
 
     <stage>-<key>/
-      manifest.json     parameters, inputs, git commit, versions, hardware, start, end, status
+      manifest.json     parameters, inputs, git commit, versions, hardware, start, end, status, SHA-256 of the files
       .lock             held by the process that works on it, until it is finished
       metrics.jsonl     one line per update
       state.pt          the training checkpoint; replaced as a whole
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from filelock import FileLock, Timeout
 
-from retroact_lib.files import code_digest, digest_of, read_json, write_json, write_text
+from retroact_lib.files import code_digest, digest_of, read_json, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +111,13 @@ class Run:
         return self.manifest["key"]
 
     def file(self, name: str) -> Path:
-        """A file or folder that the finished stage left. Raises ValueError when it has gone."""
+        """A file or folder that the finished stage left. Raises ValueError when it has gone, or is another one now."""
         path = self.path / name
         if not path.exists():
             raise ValueError(f"{path} is missing from a finished run; delete {self.path} to have it made again.")
+        digest = self.manifest.get("files", {}).get(name)
+        if digest and sha256_of(path) != digest:
+            raise ValueError(f"{path} has changed since its run finished; delete {self.path} to have it made again.")
         return path
 
     @property
@@ -122,11 +125,15 @@ class Run:
         return self.manifest["status"] == "finished"
 
     def finish(self, **summary: Any) -> None:
-        """Record the end; the training checkpoint has served."""
+        """Record the end, and what the files are that are left; the training checkpoint has served."""
+        passing = ("manifest.json", ".lock", "state.pt", "state.pt.tmp")
+        left = sorted(path for path in self.path.iterdir() if path.name not in passing)
         kept = {name: value for name, value in self.manifest.items() if name != "process"}
-        self.manifest = {**kept, "status": "finished", "ended": _now(), "summary": summary}
+        digests = {path.name: sha256_of(path) for path in left}
+        self.manifest = {**kept, "status": "finished", "ended": _now(), "summary": summary, "files": digests}
         write_json(self.path / "manifest.json", self.manifest)
-        (self.path / "state.pt").unlink(missing_ok=True)
+        for name in passing[2:]:
+            (self.path / name).unlink(missing_ok=True)
         if self._held:
             self._held.release(force=True)
 
@@ -143,6 +150,8 @@ class Run:
         Raises ValueError naming the file and the line for any other damage.
         """
         file = self.path / "metrics.jsonl"
+        if "metrics.jsonl" in self.manifest.get("files", {}):
+            self.file("metrics.jsonl")
         lines = file.read_text().splitlines() if file.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):

@@ -500,11 +500,36 @@ def test_a_missing_result_and_a_damaged_adapter_are_one_sentence(config):
     run = stages.train_sft(config)
     weights = run.path / stages.ADAPTER / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="adapter has changed since its run finished; delete .* to have it made"):
+        stages.load_policy(config, run)
+    del run.manifest["files"]  # as in a run of an older version
     with pytest.raises(ValueError, match="adapter_model.safetensors is damaged .* delete its run"):
         stages.load_policy(config, run)
     (stages.demonstrate(config).path / stages.TRAJECTORIES).unlink()
     with pytest.raises(ValueError, match="missing from a finished run; delete"):
         stages.imitation_examples(config, None)
+
+
+def test_files_that_changed_after_their_run_finished_are_not_trusted(config, monkeypatch):
+    """Each of these would train or count something else under the same key, without a word."""
+    monkeypatch.setattr("retroact_lib.envs.intercode_sql.env.SqlEpisode.reward", lambda self: 1.0)
+    shown, trained = stages.demonstrate(config), stages.train_sft(config)
+    rolled = stages.training_rollouts(config, trained)
+    scored = stages.score(config, trained, rolled)
+    for file, use in (
+        (shown.path / stages.TRAJECTORIES, lambda: stages.train_sft(config.change(sft_lr=0.1))),
+        (rolled.path / stages.TRAJECTORIES, lambda: stages.score(config.change(reflector_c=2.0), trained, rolled)),
+        (scored.path / stages.EXAMPLES, lambda: stages.train_joint_rl(config)),
+        (trained.path / "metrics.jsonl", trained.metrics),
+    ):
+        whole = file.read_text()
+        lines = whole.splitlines(keepends=True)
+        assert lines
+        file.write_text("".join(lines[:-1]))
+        with pytest.raises(ValueError, match=f"{file.name} has changed since its run finished; delete"):
+            use()
+        file.write_text(whole)
+        use()
 
 
 @pytest.fixture
