@@ -30,6 +30,7 @@ from transformers.utils import logging as hf_logging
 
 from retroact_lib import attention, checkpoints, prompts
 from retroact_lib.config import PolicyConfig
+from retroact_lib.files import read_json, write_json
 from retroact_lib.layers import AdaptedLinear, Float32Head, MergedLinear
 from retroact_lib.packing import pack
 
@@ -226,9 +227,13 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Write the adapters in peft's layout: `PeftModel.from_pretrained(base, folder)` loads them.
 
-        With separate adapters each role has a subfolder of its own.
+        With separate adapters each role has a subfolder of its own. The same adapters make the same bytes.
         """
         self.model.save_pretrained(str(folder))
+        for file in Path(folder).rglob("adapter_config.json"):
+            settings = read_json(file)
+            settings["target_modules"] = sorted(settings["target_modules"])  # peft keeps a set, in no fixed order
+            write_json(file, settings)
 
     def load_adapters(self, folder: str | Path) -> None:
         """Read what `save` wrote. Raises ValueError when the folder holds no adapter that fits."""
@@ -244,6 +249,8 @@ class Policy:
             result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
             if result.unexpected_keys:
                 raise ValueError(f"The adapter at {place} does not fit: {len(result.unexpected_keys)} unknown weights.")
+            if missing := [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]:
+                raise ValueError(f"The adapter at {place} does not fit: it lacks {len(missing)} weights.")
 
     # -- scoring ------------------------------------------------------------------------------------------------
 

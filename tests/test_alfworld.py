@@ -32,6 +32,7 @@ from retroact_lib.envs.alfworld.engine import Engine, GameFailed  # noqa: E402
 from retroact_lib.envs.alfworld.env import POOL, ALFWorld  # noqa: E402
 from retroact_lib.examples import imitation_examples  # noqa: E402
 from retroact_lib.experts import expert_for
+from retroact_lib.paths import cache_dir
 from retroact_lib.policy import Policy  # noqa: E402
 from retroact_lib.trajectories import Turn, read_trajectories  # noqa: E402
 
@@ -176,6 +177,13 @@ def test_official_splits_and_missing_data(env, data, tmp_path):
     (broken / games.GAME_FILE).write_text("{}")
     with pytest.raises(ValueError, match="traj_data.json is not JSON"):
         ALFWorld(data=tmp_path).tasks("train")
+
+
+def test_an_emptied_question_is_asked_for_again(data):
+    task = ALFWorld(data=data).tasks("train")[0]
+    kept = cache_dir() / "alfworld" / "questions" / f"{task.meta['digest']}.txt"
+    kept.write_text("")
+    assert ALFWorld(data=data).tasks("train")[0].question == task.question == kept.read_text()
 
 
 def test_older_games_say_put(env, data, tmp_path):

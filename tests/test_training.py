@@ -1,12 +1,14 @@
 """The model part: scoring, masks, adapters, decoding, resuming; on a tiny random model, in real NF4."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from retroact_lib import losses, training
@@ -386,6 +388,17 @@ def test_separate_adapters_train_apart_and_come_back(tiny_checkpoint, tmp_path):
     again.load_adapters(tmp_path / "adapter")
     ours, theirs = policy.adapter_state(), again.adapter_state()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_saved_adapter_is_the_same_bytes_and_whole(policy, tmp_path):
+    policy.save(tmp_path)
+    targets = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(targets) > 1 and targets == sorted(targets)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    half = dict(list(weights.items())[: len(weights) // 2])
+    save_file(half, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"does not fit: it lacks {len(weights) - len(half)} weights"):
+        policy.load_adapters(tmp_path)
 
 
 def test_missing_adapter_is_one_sentence(policy, tmp_path):

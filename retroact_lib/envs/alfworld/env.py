@@ -203,7 +203,7 @@ class ALFWorld(Env):
     def _question(self, file: Path, digest: str, engine: Engine) -> str:
         """What the game says first, without its greeting; remembered, because loading a game takes long."""
         kept = cache_dir() / "alfworld" / "questions" / f"{digest}.txt"
-        if not kept.is_file():
+        if not kept.is_file() or "Your task is to" not in kept.read_text(encoding="utf-8"):
             play = engine.open(file)
             play.close()
             write_text(kept, "\n".join(play.intro.strip().split("\n\n")[1:]))
