@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
 import math
@@ -526,7 +527,7 @@ def load_config(profile: str, **overrides: Any) -> StudyConfig:
 
     Raises ValueError for an unknown profile, an unknown field, or a value of the wrong type or range.
     """
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise ValueError(f"Unknown profile {profile!r}; expected one of {', '.join(PROFILES)}.")
     given = {name: value for name, value in overrides.items() if value is not None}
     env = given.pop("env", StudyConfig.env)
@@ -537,18 +538,25 @@ def load_config(profile: str, **overrides: Any) -> StudyConfig:
 def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
     """The settings that a notebook's parameters cell asks for: call it as `config_from_notebook(globals())`.
 
-    Every plain value in the namespace is taken for a parameter, so a misspelt one (which papermill only warns
-    about) raises ValueError.
+    Every plain value in the namespace is taken for a parameter, and so is whatever has a setting's name. A misspelt
+    one (which papermill only warns about) or one of another type raises ValueError.
     """
-    plain = (str, int, float, bool, types.NoneType)
-    ours = {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")}
-    known = field_names(ours.get("env", StudyConfig.env))
-    for name in ours.keys() - set(known):
-        raise ValueError(
-            f"Unknown setting {name!r}; expected one of {', '.join(known)}. "
-            f"If it is a variable of your own, name it _{name}."
-        )
-    return load_config(ours.pop("profile", "smoke"), **ours)
+    plain, several = (str, int, float, bool, types.NoneType), (list, tuple, set, dict)
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not (name.startswith("_") or name in ("In", "Out") or callable(value) or isinstance(value, types.ModuleType))
+    }
+    env = given.get("env")
+    known = field_names(StudyConfig.env if env is None else _typed(StudyConfig, "env", env))
+    for name in given.keys() - set(known):
+        misspelt = isinstance(given[name], several) and difflib.get_close_matches(name, known, 1, cutoff=0.85)
+        if misspelt or isinstance(given[name], plain):
+            raise ValueError(
+                f"Unknown setting {name!r}; expected one of {', '.join(known)}. "
+                f"If it is a variable of your own, name it _{name}."
+            )
+    return load_config(given.pop("profile", "smoke"), **{name: given[name] for name in known if name in given})
 
 
 def explain(part: Any) -> pd.DataFrame:

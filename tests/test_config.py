@@ -2,6 +2,8 @@
 
 from dataclasses import fields
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from retroact_lib.config import PARTS, PROFILES, config_from_notebook, field_names, load_config
@@ -95,3 +97,15 @@ def test_a_notebook_namespace_gives_its_parameters_and_refuses_others():
     assert config_from_notebook(seen).seed == 2
     with pytest.raises(ValueError, match="Unknown setting 'lrr'"):
         config_from_notebook({**seen, "lrr": 0.1})
+    for values, message in (
+        ({"il_tasks": (40,)}, r"il_tasks is \(40,\); expected int"),
+        ({"il_tasks": np.int64(40)}, "il_tasks is .*40.*; expected int"),
+        ({"rl_lr": [1e-4]}, r"rl_lr is \[0.0001\]; expected float"),
+        ({"env": ["hotpotqa"]}, r"env is \['hotpotqa'\]; expected str"),
+        ({"profile": ["smoke"]}, "Unknown profile"),
+        ({"il_task": [5]}, "Unknown setting 'il_task'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_from_notebook({**seen, **values})
+    own = {"rows": [1, 2], "Out": {1: 2}, "show": print, "table": pd.DataFrame()}
+    assert config_from_notebook({**seen, **own}).seed == 2, "variables of one's own are left alone"
