@@ -26,6 +26,9 @@ import pandas as pd
 from retroact_lib import envs
 from retroact_lib.checkpoints import DEFAULT
 
+MOST_RANK = 4096
+"""The largest rank of an adapter; the matrices of large models have about as many inputs."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -96,7 +99,8 @@ class PolicyConfig:
         known = ("auto", "cpu", "cuda")
         _require(self.device in known, f"device is {self.device!r}; expected one of {known}.")
         for name in ("lora_rank", "lora_alpha"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1.")
+            value = getattr(self, name)
+            _require(1 <= value <= MOST_RANK, f"{name} is {value}; expected 1 to {MOST_RANK}.")
         _require(0 <= self.lora_dropout < 1, f"lora_dropout is {self.lora_dropout}; expected a share in [0, 1).")
 
 
@@ -586,6 +590,8 @@ def _typed(part: type, name: str, value: Any) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise ValueError(f"{name} is {value!r}; expected {wanted.__name__}.")
+    if wanted is float and not math.isfinite(value) and not (name == "max_kl" and value > 0):
+        raise ValueError(f"{name} is {value!r}; expected a finite number.")
     return value
 
 

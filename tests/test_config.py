@@ -1,5 +1,6 @@
 """Settings: profiles resolve, names are unique, nonsense is refused in one sentence."""
 
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -80,6 +81,11 @@ def test_overrides_reach_their_stage_and_none_keeps_the_profile():
         ({"grad_clip": 0.0}, "grad_clip is 0.0; expected more than 0"),
         ({"max_kl": -1.0}, "max_kl is -1.0"),
         ({"rl_lr": 0.0}, "rl_lr is 0.0"),
+        ({"rl_lr": math.inf}, "rl_lr is inf; expected a finite number"),
+        ({"reflector_c": math.inf}, "reflector_c is inf; expected a finite number"),
+        ({"sft_epochs": math.nan}, "sft_epochs is nan; expected a finite number"),
+        ({"max_kl": math.nan}, "max_kl is nan; expected a finite number"),
+        ({"lora_rank": 10**9}, "lora_rank is 1000000000; expected 1 to 4096"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"max_context": 512}, "max_context is 512; expected at least"),
         ({"pg_weight": 0.0, "il_weight": 0.0}, "something to learn from"),
@@ -91,8 +97,6 @@ def test_nonsense_is_refused(values, message):
 
 
 def test_a_notebook_namespace_gives_its_parameters_and_refuses_others():
-    import math
-
     seen = {"profile": "laptop", "seed": 2, "rl_lr": None, "_private": 1, "math": math, "In": [], "__name__": "x"}
     assert config_from_notebook(seen).seed == 2
     with pytest.raises(ValueError, match="Unknown setting 'lrr'"):
