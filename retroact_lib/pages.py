@@ -233,6 +233,21 @@ def why(env: str, *labels: str) -> str:
     return grid(["cause", *labels], [[cause, *map(str, table.loc[cause])] for cause in order])
 
 
+def reflected(env: str, *labels: str) -> str:
+    """Settings tried on the validation tasks, sampled: solved with reflections, and by plain retry."""
+    rows = []
+    for name in labels:
+        found, size = _tried(env, name, "").query("mode != 'greedy'"), _resamples(env)
+        shares = {
+            (row.mode, row.trial): percent(row)
+            for row in evaluation.summarise(found, ["mode", "trial"], size).itertuples()
+        }
+        for gain in evaluation.reflection_gains(found, ["trial"], size).query("trial > 1").itertuples():
+            both = [shares[mode, gain.trial] for mode in ("sampled", "retry")]
+            rows.append([name, str(gain.n), str(gain.seeds), str(gain.trial), *both, points(gain)])
+    return grid(["settings", "n", "seeds", "by trial", "with reflections, %", "plain retry, %", "difference"], rows)
+
+
 def rounds(env: str, name: str) -> str:
     """Settings that were tried by round: solved greedily, and what reflections add to retries of training trials.
 
@@ -373,7 +388,7 @@ def earlier_arms(commit: str) -> str:
 FORMS = {
     form.__name__: form
     for form in (
-        *(environments, arms, families, gains, against, claimed, pairs, choice, tried, why, rounds, solved),
+        *(environments, arms, families, gains, against, claimed, pairs, choice, tried, why, reflected, rounds, solved),
         *(training, sizes, learning, raw),
         *(earlier, earlier_arms),
     )

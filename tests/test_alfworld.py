@@ -419,20 +419,75 @@ def test_the_attentive_mend_a_slip_in_its_trial(env, monkeypatch):
     assert len(slipped) >= 4
 
 
-def test_who_is_too_early_sees_that_nothing_happens(env, monkeypatch):
+VAIN_SAYS = {
+    "closed": " is closed. ",
+    "away": "I am not at ",
+    "no place": "there is no ",
+    "no thing": "there is no ",
+    "no tool": " cannot ",
+}
+
+
+def hasty(env, monkeypatch, mended):
+    """Of every kind of command that cannot be carried out, the demonstrations in which it is given."""
     monkeypatch.setattr(expert, "HASTY_SHARE", 1.0)
-    causes = set()
-    for task in env.tasks("train"):
-        (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=1.0, max_steps=100, max_repeats=3).trials
-        assert trial.success, str(trial)
-        for turn, then in itertools.pairwise(trial.turns):
-            if turn.slip:
-                assert turn.observation == "Nothing happens." and not then.slip
-                verb, cause = ("open", "is closed") if "is closed" in then.text else ("go to", "I am not at")
-                assert then.action.startswith(verb), str(trial)
-                assert f"Nothing happens, because {'I am not at ' if verb == 'go to' else ''}" in then.text
-                causes.add(cause)
-    assert "I am not at" in causes
+    monkeypatch.setattr(expert, "HASTY_MENDED_SHARE", float(mended))
+    for kind, task in itertools.product(VAIN_SAYS, env.tasks("train")):
+        monkeypatch.setattr(expert, "VAIN", (kind,))
+        done = expert_for(env).demonstrate(env, task, 2, mistake_rate=1.0, max_steps=100, max_repeats=3)
+        if any(turn.slip for turn in done.trials[0].turns):
+            yield kind, task, done
+
+
+def test_the_hasty_see_why_nothing_happens(env, monkeypatch):
+    kinds = set()
+    for kind, task, done in hasty(env, monkeypatch, mended=True):
+        (trial,) = done.trials
+        slips = [number for number, turn in enumerate(trial.turns) if turn.slip]
+        turn, then = trial.turns[slips[0]], trial.turns[slips[0] + 1]
+        assert trial.success and len(slips) == 1 and turn.observation == "Nothing happens." != then.observation
+        assert "Nothing happens, because " in then.text and VAIN_SAYS[kind] in then.text, str(trial)
+        named = expert._THING.findall(task.question.partition("Your task is to")[0])
+        absent = kind == "no place"
+        assert (turn.action.rpartition(" to ")[2] in named) is not absent or turn.action.split()[0] != "go"
+        kinds.add(kind)
+    assert kinds == set(VAIN_SAYS)
+
+
+def test_who_does_not_see_why_tries_again_and_is_told_so(env, monkeypatch):
+    kinds = set()
+    for kind, _, done in hasty(env, monkeypatch, mended=False):
+        first, second = done.trials
+        assert not first.success and second.success, str(done)
+        assert len({turn.action for turn in first.turns[-3:]}) == 1 and all(turn.slip for turn in first.turns[-3:])
+        said = done.reflections[0].text
+        assert f"I tried to {first.turns[-1].action} and did not see that" in said, said
+        assert VAIN_SAYS[kind].strip(" .") in said, said
+        kinds.add(kind)
+    assert kinds == set(VAIN_SAYS)
+
+
+def test_why_nothing_happens_is_told_from_what_was_seen(env):
+    """Whatever somebody else tried, the reason is one that the trial shows."""
+    task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
+    (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0, max_steps=100).trials
+    at = next(i for i, turn in enumerate(trial.turns) if turn.action.startswith("take "))
+    thing, place = trial.turns[at].action.removeprefix("take ").split(" from ")
+    tool = next(name for name in expert._THING.findall(task.question) if name.startswith("fridge"))
+    for action, why in (
+        ("go to shelf 99", "there is no shelf 99 here"),
+        (f"go to {place}", f"I am at {place} already"),
+        (f"cool {thing} with {tool}", f"I am not at {tool}"),
+        (f"cool {thing} with {place}", f"a {place.split()[0]} cannot cool anything"),
+        (f"take {thing} from {place}", f"I have the {thing} already"),
+        (f"move plate 99 to {place}", "I do not have the plate 99"),
+        ("sing", "that is no command here"),
+    ):
+        turns = [*trial.turns[: at + 1], Turn(f" I go on.\nAction {at + 2}: {action}\n", action, "", [1])]
+        (trial_after,) = expert_for(env).correct(env, task, turns, max_steps=100).trials
+        mended = trial_after.turns[at + 2]
+        assert trial_after.turns[at + 1].observation == "Nothing happens."
+        assert mended.text.startswith(f" Nothing happens, because {why}. "), mended.text
 
 
 def test_the_expert_goes_on_in_a_household_that_somebody_else_was_in(env):
@@ -442,7 +497,8 @@ def test_the_expert_goes_on_in_a_household_that_somebody_else_was_in(env):
         turns = [Turn(f" I go on.\nAction {i}: {a}\n", a, "", [1]) for i, a in enumerate(actions, 1)]
         (trial,) = expert_for(env).correct(env, task, turns, max_steps=100).trials
         assert trial.success and [turn.slip for turn in trial.turns] == [True, True] + [False] * (len(trial.turns) - 2)
-        assert trial.turns[1].observation == "Nothing happens." and trial.turns[2].text.startswith(" Nothing happens. ")
+        assert trial.turns[1].observation == "Nothing happens."
+        assert trial.turns[2].text.startswith(" Nothing happens, because ")
 
 
 def test_the_expert_says_what_somebody_else_saw_and_goes_there(env):

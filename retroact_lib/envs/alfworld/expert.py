@@ -2,12 +2,12 @@
 
 The handcoded expert searches the receptacles where a thing is likely to be. It follows every trial, so that it can take
 over at any step. It forgets what it saw as soon as it looks for something else; ours goes back to what it saw, or on to
-where it has not been. A slip is what hasty people do: they act before they are there or have opened the door, put the
-thing away unwashed, take another thing, bring it to another place, forget the second one, turn on the lamp with empty
-hands, or wander. A household answers a command that cannot be carried out with "Nothing happens.", and goes on after
-one that misses the task. The attentive see that and mend it in the same trial. The others think that they are done and
-look around, because a household has no way to hand in an answer. Reflections and second attempts rest on what the
-trials have shown.
+where it has not been. A slip is what hasty people do: they act before they are there or have opened the door, go where
+there is no place, take what is not there, put the thing away unwashed, take another thing, bring it to another place,
+forget the second one, turn on the lamp with empty hands, or wander. A household answers a command that cannot be
+carried out with "Nothing happens.", and goes on after one that misses the task. The attentive see why and mend it in
+the same trial. The others try again and again, or think that they are done and look around, because a household has no
+way to hand in an answer. Reflections and second attempts rest on what the trials have shown.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ SLIPS = {
     "pick_two_obj_and_place": ("one_only", "one_only", "wrong_place", "wandered"),
 }
 """Task type -> the slips that are drawn from, the likely ones twice."""
-HASTY_SHARE = 0.4
+VAIN = ("closed", "away", "no place", "no place", "no thing", "no tool")
+"""Commands that cannot be carried out: at a closed door, from afar, to a place or with a thing that is not there, or
+with what is no tool for it."""
+HASTY_SHARE = 0.5
 """Share of the slips that are commands which cannot be carried out."""
+HASTY_MENDED_SHARE = 0.7
+"""Share of these that are mended in their trial."""
 MENDED_SHARE = 0.4
 """Share of the other slips that are mended in their trial; nobody mends what ends in wandering about."""
 PLACES_NAMED = 3
@@ -81,8 +86,9 @@ class _HouseholdSession(Session):
         """The receptacles, as the game names them."""
         self.slip, self.mends = "", False
         if rng.random() < mistake_rate:
-            self.slip = "hasty" if rng.random() < HASTY_SHARE else rng.choice(SLIPS[task.family])
-            self.mends = self.slip != "wandered" and rng.random() < MENDED_SHARE
+            self.slip = rng.choice(VAIN if rng.random() < HASTY_SHARE else SLIPS[task.family])
+            share = HASTY_MENDED_SHARE if self.slip in VAIN else MENDED_SHARE
+            self.mends = self.slip != "wandered" and rng.random() < share
         self.did = self.plan = ""
         self.looked: set[str] = set()
         """The receptacles whose contents were seen."""
@@ -132,8 +138,11 @@ class _HouseholdSession(Session):
             watched.follow(trial.turns)
         finally:
             watched.guide.close()
+        if trial.turns and self.env.is_error(trial.turns[-1].observation):
+            command = as_command(trial.turns[-1].action)
+            self.did = f"tried to {command} and did not see that {watched.why(command)}"
         if len(known := self.seen()) >= (2 if self.two else 1) and (self.lamp_at[1] or not self.lamp):
-            self.did = f"saw the {self.target} and did not do all that the task asks for"
+            self.did = self.did or f"saw the {self.target} and did not do all that the task asks for"
             rest = self.aim().removeprefix(f"find a {self.target}").removeprefix(", take it")
             one, *more = (f"{thing} and put it in a {self.place}" for thing in known[:2])
             self.plan = f"{one}, then {more[0]} too" if self.two else known[0] + rest
@@ -179,6 +188,8 @@ class _Trial:
         self.taken: set[str] = set()
         self.moved = False
         self.searched = False
+        self.shown: dict[str, str] = {}
+        """Receptacle -> what it showed last."""
         self.opening = f"I need to {session.aim()}. "
         """What the next thought begins with."""
         self.advised = False
@@ -193,7 +204,8 @@ class _Trial:
             if not self.advised:
                 self._advice()
             self._saw(as_command(turn.action), turn.observation)
-        self.opening = "Nothing happens. " if self.seen == "Nothing happens." else ""
+        stuck = bool(turns) and self.seen == "Nothing happens."
+        self.opening = f"Nothing happens, because {self.why(as_command(turns[-1].action))}. " if stuck else ""
 
     def run(self, slip: str, again: bool) -> Steps:
         if slip == "wandered":
@@ -205,9 +217,9 @@ class _Trial:
         if again and not slip:
             yield from self._take()
         while (command := self._advice()) is not None:
-            if slip == "hasty" and (sooner := self._sooner(command)):
+            if slip in VAIN and (vain := self._vain(slip, command)):
                 slip = ""
-                yield from self._hurry(sooner, command)
+                yield from self._hurry(vain, command)
             elif slip and (departs := self._departure(slip, command)):
                 slip = ""
                 yield from self._astray(departs)
@@ -233,28 +245,63 @@ class _Trial:
                 yield from self._change(thing)
             yield from self._put(thing, self._first(of.place))
 
-    def _hurry(self, sooner: str, command: str) -> Steps:
-        """Try to do what has to wait until `command` is done, and see that nothing happens."""
-        self.slipping = True
-        yield from self._do(self._reason(sooner), sooner)
-        self.slipping = False
+    def _hurry(self, vain: str, command: str) -> Steps:
+        """Try what cannot be done at this point; the attentive see why, and do `command`, the others try again."""
+        of, self.slipping = self.of, True
+        yield from self._do(self._reason(vain), vain)
         if self.seen == "Nothing happens.":
-            closed = command.startswith("open ")
-            place = command.removeprefix("open ").removeprefix("go to ")
-            self.opening = f"Nothing happens, because {f'{place} is closed' if closed else f'I am not at {place}'}. "
-            yield from self._do(self._reason(command), command)
+            why = self.why(vain)
+            while not of.mends:
+                of.did, of.plan = f"tried to {vain} and did not see that {why}", self._rest()
+                yield from self._do(self._reason(vain), vain)
+            self.opening = f"Nothing happens, because {why}. "
+        self.slipping = False
+        searches = command.startswith("go ") and not self.held
+        yield from self._do(f"I look in {command[6:]}." if searches else self._reason(command), command)
 
-    def _sooner(self, command: str) -> str:
-        """What a hasty agent does in place of opening or going: '' where there is nothing to be hasty about."""
-        of, (verb, _, rest) = self.of, command.partition(" ")
+    def _vain(self, kind: str, command: str) -> str:
+        """What a hasty agent does in place of `command`: '' where it gives no occasion for this kind of haste."""
+        of, (verb, _, rest), here = self.of, command.partition(" "), self.here.rpartition(" ")
         place = rest.removeprefix("to ")
-        if verb == "open" and not self.held:
+        if kind == "closed" and verb == "open" and not self.held:
             return f"take {of.target} 1 from {place}"
-        if verb == "go" and self.held and not of.lamp:
-            if of.verb and not self.changed:
-                return f"{of.verb} {self.held} with {place}"
-            return f"move {self.held} to {place}"
+        if kind in ("away", "no tool") and verb == "go" and self.held and not of.lamp:
+            needed = bool(of.verb) and not self.changed
+            if kind == "away":
+                return f"{of.verb} {self.held} with {place}" if needed else f"move {self.held} to {place}"
+            return f"{of.verb} {self.held} with {self.here}" if needed and here[0] != of.tool else ""
+        if verb == "go" and self.moved and not self.held:
+            following = f"{here[0]} {int(here[2]) + 1}"
+            if kind == "no place" and following not in of.rooms:
+                return f"go to {following}"
+            if kind == "no thing" and f" {of.target} " not in self.seen:
+                return f"take {of.target} 1 from {self.here}"
         return ""
+
+    def why(self, command: str) -> str:
+        """Why nothing happens, as far as it shows: the place or the thing is not there, the door is closed, ..."""
+        of, (verb, _, rest) = self.of, command.partition(" ")
+        thing, _, place = re.sub(r" (from|to|with) ", "|", rest).rpartition("|")
+        place = place.removeprefix("to ")
+        if verb in ("go", "open", "close", "take", "move", "clean", "heat", "cool") and place not in of.rooms:
+            return f"there is no {place} here"
+        if verb == "go":
+            return f"I am at {place} already"
+        if verb == "use":
+            return f"there is no {rest} at {self.here}" if self.here else f"I am not at the {rest}"
+        if place in of.rooms and place != self.here:
+            return f"I am not at {place}"
+        if f"{place} is closed" in self.shown.get(place, ""):
+            return f"{place} is closed"
+        if verb == "open":
+            return f"{place} {'is open already' if has_door(place.split()[0]) else 'has no door'}"
+        if verb in ("move", "clean", "heat", "cool") and self.held != thing:
+            return f"I do not have the {thing}"
+        if verb in ("clean", "heat", "cool"):
+            return f"a {place.split()[0]} cannot {verb} anything"
+        if verb == "take":
+            return f"I have the {self.held} already" if self.held else f"there is no {thing} at {place}"
+        return "that is no command here"
 
     def _forgets(self) -> bool:
         """Whether the guide is about to search for a second thing, which we do ourselves, once."""
@@ -305,14 +352,22 @@ class _Trial:
     def _unchanged(self) -> Steps:
         of = self.of
         of.did = f"put the {self.held} away without using the {of.tool} to {of.verb} it"
-        of.plan = f"{of.seen()[0]}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        of.plan = self._rest()
         self.misplaced = self.held
         yield from self._put(self.held, self._first(of.place))
 
+    def _rest(self) -> str:
+        """What is to be done with the thing in hand, for a plan; nothing without one."""
+        of = self.of
+        if not self.held:
+            return ""
+        if of.verb:
+            return f"{of.seen()[0]}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        return f"{of.seen()[0]} and bring it to the {self._first(of.place)}"
+
     def _wrong_place(self, place: str) -> Steps:
         of = self.of
-        of.did = f"brought the {self.held} to the {place} instead of a {of.place}"
-        of.plan = f"{of.seen()[0]} and bring it to the {self._first(of.place)}"
+        of.did, of.plan = f"brought the {self.held} to the {place} instead of a {of.place}", self._rest()
         self.misplaced = self.held
         yield from self._put(self.held, place)
 
@@ -389,6 +444,8 @@ class _Trial:
             self.held, self.changed, self.placed = "", False, self.placed + 1
         elif verb == of.verb:
             self.changed = True
+        if verb in ("go", "open"):
+            self.shown[self.here] = self.seen
         if verb in ("go", "open") and f"{self.here} is closed" not in self.seen:
             of.looked.add(self.here)
             for thing in _THING.findall(self.seen):
