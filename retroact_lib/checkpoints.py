@@ -124,14 +124,37 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _header_fits(path: Path) -> bool:
-    """safetensors: 8 bytes of header length, a JSON header with offsets, then exactly the bytes those offsets name."""
+    """Whether the file has exactly the bytes that its header's offsets name."""
+    length, header = _header(path)
+    return path.stat().st_size == 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+
+
+def _header(path: Path) -> tuple[int, dict[str, dict]]:
+    """safetensors: 8 bytes of header length, then a JSON header with each tensor's shape and offsets.
+
+    Raises ValueError where there is no such header.
+    """
     with open(path, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > path.stat().st_size:
-            return False
+            raise ValueError(f"{path} is shorter than its header.")
         header = json.loads(stream.read(length))
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
+    return length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def matrices(found: Checkpoint) -> set[str]:
+    """The last names of the matrices in a local checkpoint's layers, such as ``q_proj``; none for a hub name.
+
+    Raises ValueError for a damaged file.
+    """
+    names: set[str] = set()
+    for file in sorted(Path(found.path_or_hub_id).glob("*.safetensors")):
+        try:
+            inner = [name for name, e in _header(file)[1].items() if len(e["shape"]) == 2 and "layers." in name]
+        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+            raise ValueError(f"{file} is no whole safetensors file ({error}); fetch the checkpoint again.") from None
+        names.update(name.removesuffix(".weight").rpartition(".")[2] for name in inner)
+    return names
 
 
 def _build(target: Path, gguf: Path) -> None:

@@ -58,6 +58,15 @@ def cache_dir() -> Path:
     return (Path(xdg).expanduser().absolute() if xdg else Path.home() / ".cache") / "retroact"
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ValueError, naming what is in the way, unless files can be written to `folder`, which need not exist."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{folder} cannot be a folder, because {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written, because {there} is not writable.")
+
+
 def settle_overrides() -> None:
     """Make relative folders in RETROACT_RESULTS, _RUNS and _CACHE absolute: notebooks run in another folder."""
     for name in ("RETROACT_RESULTS", "RETROACT_RUNS", "RETROACT_CACHE"):

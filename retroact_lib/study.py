@@ -65,7 +65,9 @@ def plan(
             common[name] = str(Path(common[name]).resolve())
     config = load_config(profile, **common)
     device_of(config.policy)
-    checkpoints.resolve(config.policy.checkpoint)
+    _check_targets(config)
+    for folder in (paths.results_dir(profile, env), paths.runs_dir(profile, env)):
+        paths.check_writable(folder)
     stages.ablation_arms(config)
     stages.task_sets(config)
     common = {"profile": profile, **common}
@@ -174,6 +176,16 @@ def describe(items: Sequence[Item]) -> str:
     lines.append("Notebooks, in order")
     lines += [f"  {item.name}" for item in items]
     return "\n".join(lines)
+
+
+def _check_targets(config: StudyConfig) -> None:
+    """Raises ValueError for LoRA targets that the checkpoint does not have, as far as it can be read from here."""
+    known, asked = checkpoints.matrices(checkpoints.resolve(config.policy.checkpoint)), config.policy.lora_targets
+    wanted = [] if asked == "all-linear" else [name.strip() for name in asked.split(",")]
+    if known and (absent := set(wanted) - known):
+        raise ValueError(
+            f"lora_targets names {min(absent)!r}; expected all-linear, or some of {', '.join(sorted(known))}."
+        )
 
 
 def _chosen(only: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -367,3 +368,14 @@ def test_make_passes_its_variables_on():
     done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
     expected = "-m retroact_lib reproduce --profile gpu --env intercode_sql --seeds 0 1 --dry-run"
     assert expected in done.stdout
+
+
+def test_the_matrices_of_a_checkpoint_are_read_from_its_files(tiny_checkpoint, tmp_path):
+    found = checkpoints.resolve(str(tiny_checkpoint))
+    assert {"q_proj", "down_proj"} <= checkpoints.matrices(found) and "embed_tokens" not in checkpoints.matrices(found)
+    assert checkpoints.matrices(checkpoints.resolve("org/name")) == set()
+    shutil.copytree(tiny_checkpoint, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        checkpoints.matrices(checkpoints.resolve(str(tmp_path / "cut")))

@@ -82,6 +82,7 @@ def test_plan_runs_the_notebooks_in_order_and_the_figures_once():
         ("--set rl_rl=1", "Unknown setting 'rl_rl'"),
         ("--set checkpoint=nonsense", "nonsense"),
         ("--set checkpoint=5", "checkpoint is 5; expected str"),
+        ("--set lora_targets=q_proj,nonsense", "lora_targets names 'nonsense'; expected all-linear, or some of down_"),
         ("--set seed=3", "expected --seeds"),
         ("--set ablations=no_li", "Unknown ablation 'no_li'"),
         ("--set families=counting", "Unknown family 'counting'"),
@@ -93,6 +94,15 @@ def test_a_bad_command_is_one_sentence(arguments, message, capsys, monkeypatch):
     assert command_line.main(["reproduce", *shlex.split(arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("variable", ["RETROACT_RESULTS", "RETROACT_RUNS"])
+def test_a_file_in_the_place_of_a_folder_is_one_sentence(variable, capsys, monkeypatch, tmp_path):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv(variable, str(tmp_path / "taken"))
+    assert command_line.main(["reproduce", "--profile", "smoke", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert f"because {tmp_path / 'taken'} is a file." in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
