@@ -145,13 +145,13 @@ def _header(path: Path) -> tuple[int, dict[str, dict]]:
 def matrices(found: Checkpoint) -> set[str]:
     """The last names of the matrices in a local checkpoint's layers, such as ``q_proj``; none for a hub name.
 
-    Raises ValueError for a damaged file.
+    Only the headers of the files are read. Raises ValueError for one that is damaged.
     """
     names: set[str] = set()
     for file in sorted(Path(found.path_or_hub_id).glob("*.safetensors")):
         try:
             inner = [name for name, e in _header(file)[1].items() if len(e["shape"]) == 2 and "layers." in name]
-        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
             raise ValueError(f"{file} is no whole safetensors file ({error}); fetch the checkpoint again.") from None
         names.update(name.removesuffix(".weight").rpartition(".")[2] for name in inner)
     return names

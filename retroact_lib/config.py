@@ -19,6 +19,7 @@ import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Number
 from typing import Any
 
 import pandas as pd
@@ -27,7 +28,7 @@ from retroact_lib import envs
 from retroact_lib.checkpoints import DEFAULT
 
 MOST_RANK = 4096
-"""The largest rank of an adapter; the matrices of large models have about as many inputs."""
+"""The largest rank of an adapter, and its largest alpha; the matrices of large models have about as many inputs."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class DataConfig:
     those that failed, and stage 1 goes on with that (one round of DAgger); 0 leaves it out. Stage 2's regulariser has
     the demonstrations alone."""
     mistake_rate: float = 0.3
-    """Share of expert episodes whose first trial holds a slip; most of those that show are mended in that trial."""
+    """Share of expert episodes whose first trial is to hold a slip, where there is an occasion; most of those that show
+    are mended in that trial."""
 
     def __post_init__(self):
         for name in ("il_tasks", "rl_tasks", "test_tasks", "validation_tasks", "expert_trials"):
@@ -545,22 +547,20 @@ def config_from_notebook(namespace: Mapping[str, Any]) -> StudyConfig:
     Every plain value in the namespace is taken for a parameter, and so is whatever has a setting's name. A misspelt
     one (which papermill only warns about) or one of another type raises ValueError.
     """
-    plain, several = (str, int, float, bool, types.NoneType), (list, tuple, set, dict)
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if not (name.startswith("_") or name in ("In", "Out") or callable(value) or isinstance(value, types.ModuleType))
-    }
-    env = given.get("env")
+    plain, several = (str, bool, types.NoneType, Number), (list, tuple, set, dict)
+    env = namespace.get("env")
     known = field_names(StudyConfig.env if env is None else _typed(StudyConfig, "env", env))
-    for name in given.keys() - set(known):
-        misspelt = isinstance(given[name], several) and difflib.get_close_matches(name, known, 1, cutoff=0.85)
-        if misspelt or isinstance(given[name], plain):
+    given = {name: namespace[name] for name in known if name in namespace}
+    for name, value in namespace.items():
+        if name in known or name.startswith("_") or name in ("In", "Out"):
+            continue
+        misspelt = isinstance(value, several) and difflib.get_close_matches(name, known, 1, cutoff=0.85)
+        if misspelt or isinstance(value, plain):
             raise ValueError(
                 f"Unknown setting {name!r}; expected one of {', '.join(known)}. "
                 f"If it is a variable of your own, name it _{name}."
             )
-    return load_config(given.pop("profile", "smoke"), **{name: given[name] for name in known if name in given})
+    return load_config(given.pop("profile", "smoke"), **given)
 
 
 def explain(part: Any) -> pd.DataFrame:

@@ -60,7 +60,10 @@ def cache_dir() -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raises ValueError, naming what is in the way, unless files can be written to `folder`, which need not exist."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be reached ({error.strerror}).") from None
     if not there.is_dir():
         raise ValueError(f"{folder} cannot be a folder, because {there} is a file.")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -111,7 +111,7 @@ class Run:
         return self.manifest["key"]
 
     def file(self, name: str) -> Path:
-        """A file or folder that the finished stage left. Raises ValueError when it has gone, or is another one now."""
+        """A file or folder that the finished stage left. Raises ValueError when it has gone or has changed."""
         path = self.path / name
         if not path.exists():
             raise ValueError(f"{path} is missing from a finished run; delete {self.path} to have it made again.")
@@ -125,7 +125,7 @@ class Run:
         return self.manifest["status"] == "finished"
 
     def finish(self, **summary: Any) -> None:
-        """Record the end, and what the files are that are left; the training checkpoint has served."""
+        """Record the end and the digests of the files that are left; the training checkpoint has served."""
         passing = ("manifest.json", ".lock", "state.pt", "state.pt.tmp")
         left = sorted(path for path in self.path.iterdir() if path.name not in passing)
         kept = {name: value for name, value in self.manifest.items() if name != "process"}

@@ -182,7 +182,7 @@ def _check_targets(config: StudyConfig) -> None:
     """Raises ValueError for LoRA targets that the checkpoint does not have, as far as it can be read from here."""
     known, asked = checkpoints.matrices(checkpoints.resolve(config.policy.checkpoint)), config.policy.lora_targets
     wanted = [] if asked == "all-linear" else [name.strip() for name in asked.split(",")]
-    if known and (absent := set(wanted) - known):
+    if known and (absent := {name for name in wanted if name.rpartition(".")[2] not in known}):
         raise ValueError(
             f"lora_targets names {min(absent)!r}; expected all-linear, or some of {', '.join(sorted(known))}."
         )

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,7 @@ def test_a_game_that_does_not_load_says_so(env, tmp_path):
         env.engine.open(file)
 
 
+@pytest.mark.parametrize("place", ["-= Welcome to TextWorld, ALFRED! =-", "You arrive at"])
 @pytest.mark.parametrize(
     "expression, message",
     [
@@ -349,17 +351,18 @@ def test_a_game_that_does_not_load_says_so(env, tmp_path):
         (" + ".join(["'x'"] * 99), "characters"),
     ],
 )
-def test_a_grammar_is_read_and_never_run(env, data, tmp_path, expression, message):
-    """A game file is data that somebody else may have written."""
+def test_a_grammar_is_read_and_never_run(env, data, tmp_path, expression, message, place):
+    """A game file is data that somebody else may have written; the second place is read at the first step."""
     touched, file = tmp_path / "touched", tmp_path / games.GAME_FILE
     game = json.loads((data / env.tasks("train")[0].meta["game"]).read_text())
-    welcome = "-= Welcome to TextWorld, ALFRED! =-"
-    assert welcome in game["grammar"]
+    assert place in game["grammar"]
     asked = expression.format(file=touched) if "{file}" in expression else expression
-    game["grammar"] = game["grammar"].replace(welcome, "{" + asked + "}")
+    game["grammar"] = game["grammar"].replace(place, "{" + asked + "}")
     file.write_text(json.dumps(game))
+    shutil.copy((data / env.tasks("train")[0].meta["game"]).with_name(games.TASK_FILE), tmp_path)
     with pytest.raises(GameFailed, match=message):
-        env.engine.open(file)
+        play = env.engine.open(file)
+        play.step(next(command for command in game["walkthrough"] if command.startswith("go to")))
     assert not touched.exists()
 
 
@@ -423,7 +426,7 @@ VAIN_SAYS = {
     "closed": " is closed. ",
     "away": "I am not at ",
     "no place": "there is no ",
-    "no thing": "there is no ",
+    "no thing": " 1 at ",
     "no tool": " cannot ",
 }
 
@@ -433,6 +436,8 @@ def hasty(env, monkeypatch, mended):
     monkeypatch.setattr(expert, "HASTY_SHARE", 1.0)
     monkeypatch.setattr(expert, "HASTY_MENDED_SHARE", float(mended))
     for kind, task in itertools.product(VAIN_SAYS, env.tasks("train")):
+        if (kind == "no tool" and task.family not in expert.TOOLS) or (kind == "away" and task.meta["lamp"]):
+            continue  # there is no such occasion
         monkeypatch.setattr(expert, "VAIN", (kind,))
         done = expert_for(env).demonstrate(env, task, 2, mistake_rate=1.0, max_steps=100, max_repeats=3)
         if any(turn.slip for turn in done.trials[0].turns):
@@ -468,7 +473,7 @@ def test_who_does_not_see_why_tries_again_and_is_told_so(env, monkeypatch):
 
 
 def test_why_nothing_happens_is_told_from_what_was_seen(env):
-    """Whatever somebody else tried, the reason is one that the trial shows."""
+    """Somebody else tried what cannot be done; each reason is one that the trial shows."""
     task = env.tasks("train", families=["pick_cool_then_place_in_recep"])[0]
     (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0, max_steps=100).trials
     at = next(i for i, turn in enumerate(trial.turns) if turn.action.startswith("take "))
@@ -481,7 +486,12 @@ def test_why_nothing_happens_is_told_from_what_was_seen(env):
         (f"cool {thing} with {place}", f"a {place.split()[0]} cannot cool anything"),
         (f"take {thing} from {place}", f"I have the {thing} already"),
         (f"move plate 99 to {place}", "I do not have the plate 99"),
-        ("sing", "that is no command here"),
+        (f"open {place}", f"{place} {'is open already' if games.has_door(place.split()[0]) else 'has no door'}"),
+        (f"use {place}", f"a {place.split()[0]} cannot be used"),
+        ("use desklamp 9", "there is no desklamp 9 where I am"),
+        ("go to shelf", "the game has no such command"),
+        (f"take {thing}", "the game has no such command"),
+        ("sing", "the game has no such command"),
     ):
         turns = [*trial.turns[: at + 1], Turn(f" I go on.\nAction {at + 2}: {action}\n", action, "", [1])]
         (trial_after,) = expert_for(env).correct(env, task, turns, max_steps=100).trials

@@ -108,6 +108,8 @@ def test_a_notebook_namespace_gives_its_parameters_and_refuses_others():
         ({"env": ["hotpotqa"]}, r"env is \['hotpotqa'\]; expected str"),
         ({"profile": ["smoke"]}, "Unknown profile"),
         ({"il_task": [5]}, "Unknown setting 'il_task'"),
+        ({"il_task": np.int64(5)}, "Unknown setting 'il_task'"),
+        ({"env": math}, "env is <module 'math'.*; expected str"),
     ):
         with pytest.raises(ValueError, match=message):
             config_from_notebook({**seen, **values})

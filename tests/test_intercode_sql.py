@@ -305,6 +305,8 @@ _DOUBLING = ", ".join(f"a{i} AS (SELECT 1 FROM a{i - 1} x JOIN a{i - 1} y)" for 
         "SELECT COUNT(*) FROM city" + " JOIN city" * 25,
         "SELECT COUNT(*) FROM city" + ", city JOIN city" * 25,
         "SELECT COUNT(*) FROM city" + " STRAIGHT_JOIN city" * 25,
+        "SELECT COUNT(*) FROM city" + " JOIN city" * 25 + f" WHERE '{'on ' * 25}' = ''",
+        "SELECT COUNT(*) FROM city" + " JOIN city" * 25 + " WHERE" + " ON" * 25,
         "SELECT printf('%.*c', 2147483647, 'x')",
         "SELECT FORMAT('%.*c', 2147483647, 'x')",
         f"{_COUNTER} SELECT json_group_array({_letters(19000)}) FROM t",

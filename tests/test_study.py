@@ -82,7 +82,10 @@ def test_plan_runs_the_notebooks_in_order_and_the_figures_once():
         ("--set rl_rl=1", "Unknown setting 'rl_rl'"),
         ("--set checkpoint=nonsense", "nonsense"),
         ("--set checkpoint=5", "checkpoint is 5; expected str"),
-        ("--set lora_targets=q_proj,nonsense", "lora_targets names 'nonsense'; expected all-linear, or some of down_"),
+        (
+            "--set lora_targets=self_attn.q_proj,nonsense",
+            "lora_targets names 'nonsense'; expected all-linear, or some of down_",
+        ),
         ("--set seed=3", "expected --seeds"),
         ("--set ablations=no_li", "Unknown ablation 'no_li'"),
         ("--set families=counting", "Unknown family 'counting'"),

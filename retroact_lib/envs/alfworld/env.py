@@ -105,18 +105,19 @@ class ALFWorld(Env):
         shown = " ".join(turn.observation for turn in trial.turns)
         changed = re.match("pick_(clean|heat|cool)", task.family)
 
-        def times(verb: str) -> int:
-            return sum(command.startswith(f"{verb} {target} ") for command in done)
+        def of(verb: str) -> set[str]:
+            return {" ".join(c.split()[1:3]) for c in done if c.startswith(f"{verb} {target} ")}
 
         if f" {target} " not in shown:
             return "thing not found"
-        if not times("take"):
+        if not of("take"):
             return "thing not taken"
         if lamp:
-            return "lamp not used" if f" {lamp} " in shown else "lamp not found"
-        if changed and not times(changed[1]):
+            used = any(command.startswith(f"use {lamp} ") for command in done)
+            return "lamp used without the thing" if used else f"lamp not {'used' if f' {lamp} ' in shown else 'found'}"
+        if changed and not of(changed[1]):
             return f"no {changed[1]}ing"
-        if task.family.startswith("pick_two") and times("take") < 2:
+        if task.family.startswith("pick_two") and len(of("take")) < 2:
             return "second thing not taken"
         return "not put in its place"
 

@@ -51,6 +51,13 @@ PLACES_NAMED = 3
 """How many places a reflection names that no trial has seen: the next trial knows of the earlier ones by it alone."""
 
 _THING = re.compile(r"\ban? ([a-z]+ \d+)")
+_COMMAND = re.compile(
+    r"(?P<verb>go to|open|close|take|move|clean|heat|cool|use) "
+    r"(?:(?P<thing>[a-z]+ \d+) (?:from|to|with) )?(?P<place>[a-z]+ \d+)"
+)
+_TOOL_OF = dict(TOOLS.values())
+_ON_THINGS = ("take", "move", *_TOOL_OF)
+"""The verbs of commands that name a thing and a place."""
 _STANDS = ("desk", "sidetable", "dresser", "coffeetable", "diningtable", "shelf")
 _REFLECTIONS = ("I {did}. Next time I will {plan}.", "My mistake: I {did}. Plan: {plan}.")
 
@@ -86,7 +93,8 @@ class _HouseholdSession(Session):
         """The receptacles, as the game names them."""
         self.slip, self.mends = "", False
         if rng.random() < mistake_rate:
-            self.slip = rng.choice(VAIN if rng.random() < HASTY_SHARE else SLIPS[task.family])
+            vain = [kind for kind in VAIN if (kind != "no tool" or self.verb) and (kind != "away" or not self.lamp)]
+            self.slip = rng.choice(vain if rng.random() < HASTY_SHARE else SLIPS[task.family])
             share = HASTY_MENDED_SHARE if self.slip in VAIN else MENDED_SHARE
             self.mends = self.slip != "wandered" and rng.random() < share
         self.did = self.plan = ""
@@ -279,29 +287,40 @@ class _Trial:
         return ""
 
     def why(self, command: str) -> str:
-        """Why nothing happens, as far as it shows: the place or the thing is not there, the door is closed, ..."""
-        of, (verb, _, rest) = self.of, command.partition(" ")
-        thing, _, place = re.sub(r" (from|to|with) ", "|", rest).rpartition("|")
-        place = place.removeprefix("to ")
-        if verb in ("go", "open", "close", "take", "move", "clean", "heat", "cool") and place not in of.rooms:
-            return f"there is no {place} here"
-        if verb == "go":
-            return f"I am at {place} already"
+        """Why nothing happens, as far as the trial shows: the thing is not there, the door is closed, and so on."""
+        of, found = self.of, _COMMAND.fullmatch(command)
+        if not found or bool(found["thing"]) is not (found["verb"] in _ON_THINGS):
+            return "the game has no such command"
+        verb, thing, place = found.group("verb", "thing", "place")
+        here, kind = self.shown.get(place, ""), place.split()[0]
         if verb == "use":
-            return f"there is no {rest} at {self.here}" if self.here else f"I am not at the {rest}"
-        if place in of.rooms and place != self.here:
+            there = f" {place}" in self.shown.get(self.here, "")
+            return f"a {kind} cannot be used" if there else f"there is no {place} where I am"
+        if place not in of.rooms:
+            return f"there is no {place} here"
+        if verb == "go to":
+            return f"I am at {place} already"
+        if place != self.here:
             return f"I am not at {place}"
-        if f"{place} is closed" in self.shown.get(place, ""):
-            return f"{place} is closed"
-        if verb == "open":
-            return f"{place} {'is open already' if has_door(place.split()[0]) else 'has no door'}"
-        if verb in ("move", "clean", "heat", "cool") and self.held != thing:
+        if verb in ("open", "close"):
+            state = "is open already" if verb == "open" else "is closed"
+            return f"{place} {state if has_door(kind) else 'has no door'}"
+        if verb == "take" and self.held:
+            return f"I have the {self.held} already"
+        if verb in ("move", *_TOOL_OF) and self.held != thing:
             return f"I do not have the {thing}"
-        if verb in ("clean", "heat", "cool"):
-            return f"a {place.split()[0]} cannot {verb} anything"
-        if verb == "take":
-            return f"I have the {self.held} already" if self.held else f"there is no {thing} at {place}"
-        return "that is no command here"
+        if verb in _TOOL_OF:
+            return (
+                f"a {kind} cannot {verb} anything"
+                if kind != _TOOL_OF[verb]
+                else f"a {thing.split()[0]} cannot be {verb}ed"
+            )
+        if f"{place} is closed" in here:
+            return f"{place} is closed"
+        if verb == "move":
+            return f"a {thing.split()[0]} does not go into a {kind}"
+        fixed = re.search(rf" {thing}\b", here) and thing not in self.taken
+        return f"the {thing} cannot be taken" if fixed else f"there is no {thing} at {place}"
 
     def _forgets(self) -> bool:
         """Whether the guide is about to search for a second thing, which we do ourselves, once."""
@@ -361,9 +380,11 @@ class _Trial:
         of = self.of
         if not self.held:
             return ""
+        first, *others = of.seen()
         if of.verb:
-            return f"{of.seen()[0]}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
-        return f"{of.seen()[0]} and bring it to the {self._first(of.place)}"
+            return f"{first}, {of.verb} it with the {self._first(of.tool)}, then put it in a {of.place}"
+        second = f", then {others[0] if others else f'look for another {of.target}'}" if of.two else ""
+        return f"{first} and bring it to the {self._first(of.place)}{second}"
 
     def _wrong_place(self, place: str) -> Steps:
         of = self.of
@@ -444,8 +465,8 @@ class _Trial:
             self.held, self.changed, self.placed = "", False, self.placed + 1
         elif verb == of.verb:
             self.changed = True
-        if verb in ("go", "open"):
-            self.shown[self.here] = self.seen
+        if verb in ("go", "open", "close"):
+            self.shown[self.here] = f"The {self.here} is closed." if verb == "close" else self.seen
         if verb in ("go", "open") and f"{self.here} is closed" not in self.seen:
             of.looked.add(self.here)
             for thing in _THING.findall(self.seen):

@@ -46,23 +46,30 @@ class CachedParser:
         return self._parse(text, rule_name)
 
 
+class GrammarRefused(RuntimeError):
+    """A game's grammar asks for more than text; no ValueError, which TextWorld answers by "Nothing happens."."""
+
+
 @lru_cache(maxsize=10_000)
 def _parsed(expression: str) -> ast.expr:
     if len(expression) > LONGEST_EXPRESSION:
-        raise ValueError(f"the grammar's expression {expression[:40]!r}... has {len(expression)} characters")
-    return ast.parse(expression.strip(), mode="eval").body
+        raise GrammarRefused(f"the grammar's expression {expression[:40]!r}... has {len(expression)} characters")
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError:
+        raise GrammarRefused(f"the grammar's expression {expression!r} is none") from None
 
 
 def written(expression: str, variables: Mapping[str, object]) -> object:
     """What ``o.indefinite + ' ' + o.name`` in a game's grammar stands for.
 
     A grammar comes with a game that somebody else may have made, and TextWorld hands its expressions to ``eval``. Here
-    they are made of variables, their attributes, texts, sums and ``or`` alone. Raises ValueError for anything else.
+    they are made of variables, their attributes, texts, sums and ``or`` alone. Raises GrammarRefused for anything else.
     """
 
     def value(node: ast.expr) -> object:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return node.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not set(node.value) & set("{}"):
+            return node.value  # without braces, which TextWorld formats once more
         if isinstance(node, ast.Name) and node.id in variables:
             return variables[node.id]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not node.attr.startswith("_"):
@@ -71,13 +78,13 @@ def written(expression: str, variables: Mapping[str, object]) -> object:
             return str(value(node.left)) + str(value(node.right))
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
             return next(filter(None, map(value, node.values)), "")
-        raise ValueError(f"the grammar's expression {expression!r} is more than names, texts and sums")
+        raise GrammarRefused(f"the grammar's expression {expression!r} is more than names, texts and sums")
 
     return value(_parsed(expression))
 
 
 def mend_templates() -> None:
-    """Let templates be read, not run; their variables are in a dictionary, which Python 3.13 has no locals() for."""
+    """Let templates be read, not run. TextWorld runs them with their variables in locals(), a copy in Python 3.13."""
     from textworld.envs.pddl import textgen
 
     def derive(self, context=None):

@@ -1,7 +1,8 @@
 """MySQL's dialect, wording and collation over a read-only SQLite database that an agent may send anything to.
 
-A statement passes four gates: its first word (only reading statements), sqlglot (MySQL to SQLite), SQLite's authorizer
-(only reads of the database's own tables), and limits on time, rows, characters and string length. Whatever goes
+A statement passes five gates: its first word (only reading statements), a limit on joins without conditions, sqlglot
+(MySQL to SQLite), SQLite's authorizer (only reads of the database's own tables), and limits on time, rows, characters
+and string length. Whatever goes
 wrong becomes a `SqlError` whose text is worded as MySQL words it.
 """
 
@@ -18,6 +19,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.dialects.sqlite import SQLite
 from sqlglot.errors import SqlglotError
+from sqlglot.tokens import TokenType
 
 from retroact_lib.envs.intercode_sql.databases import Database
 
@@ -30,8 +32,7 @@ MAX_EXPANDED_TABLES = 200
 """Tables in a statement after common table expressions are written out; SQLite copies them at every use."""
 
 MAX_BARE_JOINS = 6
-"""Joins without a condition: the time that sqlglot takes doubles with each."""
-_JOIN, _CONDITION = re.compile(r"JOIN\b", re.I), re.compile(r"\b(?:ON|USING)\b", re.I)
+"""Joins in line before their conditions: the time that sqlglot takes doubles with each."""
 
 _DENIED = "{} command denied to user 'agent'@'localhost'"
 _TIMED_OUT = "Query execution was interrupted, maximum statement execution time exceeded"
@@ -69,7 +70,8 @@ _ALLOWED_ACTIONS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION, sqlite3.SQLI
 _DENIED_FUNCTIONS = {
     *("load_extension", "glob", "randomblob", "zeroblob", "fts3_tokenizer"),
     *("printf", "format"),  # a width of 2^31 takes seconds that nothing interrupts
-    *("json_group_array", "json_group_object", "jsonb_group_array", "jsonb_group_object"),  # they grow without limit
+    # these grow without limit
+    *("json_group_array", "json_group_object", "jsonb_group_array", "jsonb_group_object", "json_pretty"),
 }
 
 Row = tuple
@@ -172,7 +174,7 @@ class SqlDatabase:
         return [(c.name, c.type, "YES" if c.nullable else "NO", c.key, c.default, c.extra) for c in columns]
 
     def _select(self, statement: str, seconds: float) -> list[Row]:
-        if len(_JOIN.findall(statement)) - len(_CONDITION.findall(statement)) > MAX_BARE_JOINS:
+        if _bare_joins(statement) > MAX_BARE_JOINS:
             raise SqlError(f"Too many tables; MySQL can only use {MAX_BARE_JOINS + 1} tables in a join")
         tree, problem = None, None
         try:
@@ -337,6 +339,22 @@ def _clause(tree: exp.Expr | None, column: str) -> str:
             parent = parent.parent
         return "field list"
     return "field list"
+
+
+def _bare_joins(statement: str) -> int:
+    """The most joins that wait for their conditions at once, anywhere in a statement."""
+    most = waiting = 0
+    try:
+        tokens = sqlglot.tokenize(statement, read="mysql")
+    except SqlglotError:
+        return 0  # the parser will say why
+    for token in tokens:
+        if token.token_type in (TokenType.JOIN, TokenType.STRAIGHT_JOIN):
+            waiting += 1
+            most = max(most, waiting)
+        elif token.token_type in (TokenType.ON, TokenType.USING):
+            waiting = max(0, waiting - 1)
+    return most
 
 
 def _syntax_error(statement: str, position: int) -> str:
