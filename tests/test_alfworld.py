@@ -425,7 +425,7 @@ def test_the_attentive_mend_a_slip_in_its_trial(env, monkeypatch):
 VAIN_SAYS = {
     "closed": " is closed. ",
     "away": "I am not at ",
-    "no place": "there is no ",
+    "no place": " here, the last one is ",
     "no thing": " 1 at ",
     "no tool": " cannot ",
 }
@@ -478,16 +478,19 @@ def test_why_nothing_happens_is_told_from_what_was_seen(env):
     (trial,) = expert_for(env).demonstrate(env, task, 1, mistake_rate=0.0, max_steps=100).trials
     at = next(i for i, turn in enumerate(trial.turns) if turn.action.startswith("take "))
     thing, place = trial.turns[at].action.removeprefix("take ").split(" from ")
-    tool = next(name for name in expert._THING.findall(task.question) if name.startswith("fridge"))
+    places = expert._THING.findall(task.question.partition("Your task is to")[0])
+    tool, kind = next(name for name in places if name.startswith("fridge")), place.split()[0]
+    last = max(int(name.split()[1]) for name in places if name.split()[0] == kind)
     for action, why in (
-        ("go to shelf 99", "there is no shelf 99 here"),
+        ("go to planet 9", "there is no planet 9 here"),
+        (f"go to {kind} 99", f"there is no {kind} 99 here, the last one is {kind} {last}"),
         (f"go to {place}", f"I am at {place} already"),
         (f"cool {thing} with {tool}", f"I am not at {tool}"),
-        (f"cool {thing} with {place}", f"a {place.split()[0]} cannot cool anything"),
+        (f"cool {thing} with {place}", f"a {kind} cannot cool anything"),
         (f"take {thing} from {place}", f"I have the {thing} already"),
         (f"move plate 99 to {place}", "I do not have the plate 99"),
-        (f"open {place}", f"{place} {'is open already' if games.has_door(place.split()[0]) else 'has no door'}"),
-        (f"use {place}", f"a {place.split()[0]} cannot be used"),
+        (f"open {place}", f"{place} {'is open already' if games.has_door(kind) else 'has no door'}"),
+        (f"use {place}", f"a {kind} cannot be used"),
         ("use desklamp 9", "there is no desklamp 9 where I am"),
         ("go to shelf", "the game has no such command"),
         (f"take {thing}", "the game has no such command"),

@@ -297,7 +297,8 @@ class _Trial:
             there = f" {place}" in self.shown.get(self.here, "")
             return f"a {kind} cannot be used" if there else f"there is no {place} where I am"
         if place not in of.rooms:
-            return f"there is no {place} here"
+            alike = [int(name.split()[1]) for name in of.rooms if name.split()[0] == kind]
+            return f"there is no {place} here" + (f", the last one is {kind} {max(alike)}" if alike else "")
         if verb == "go to":
             return f"I am at {place} already"
         if place != self.here:
