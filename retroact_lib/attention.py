@@ -52,6 +52,23 @@ class Kernel:
             )
         return out_BGLD.reshape(batch, heads, width, size)
 
+    def by_products(
+        self, query_BHWD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, mask_BXLS: torch.Tensor
+    ) -> torch.Tensor:
+        """The same by two plain products, which a CPU makes faster where a key has few queries; no gradient needed.
+
+        The keys are the left factor, because oneDNN is slow with a long transposed one.
+        """
+        (batch, heads, width, size), groups = query_BHWD.shape, key_BGSD.shape[1]
+        query_NLD = query_BHWD.reshape(batch * groups, -1, size)  # N = B G
+        score_NLS = torch.bmm(key_BGSD.flatten(0, 1), query_NLD.transpose(1, 2)).transpose(1, 2).contiguous()
+        score_BGLS = score_NLS.view(batch, groups, *score_NLS.shape[1:]).float().mul_(self.scale)
+        if self.softcap:
+            score_BGLS.div_(self.softcap).tanh_().mul_(self.softcap)
+        weight_BGLS = torch.softmax(score_BGLS.add_(mask_BXLS), dim=-1).to(value_BGSD.dtype)
+        out_NLD = torch.bmm(weight_BGLS.flatten(0, 1), value_BGSD.flatten(0, 1))
+        return out_NLD.reshape(batch, heads, width, size)
+
 
 class Layout(Protocol):
     """What each query of a pass looks at."""

@@ -295,7 +295,9 @@ class _Pass:
         if name not in self.masks:
             key_S = torch.arange(self.length, device=self.position_BW.device)
             self.masks[name] = visible(self.position_BW, key_S, *name)
-        return kernel(query_BHWD, key_BGSD, value_BGSD, self.masks[name])
+        writing = self.position_BW.shape[1] == 1 and query_BHWD.device.type == "cpu"
+        attend = kernel.by_products if writing else kernel
+        return attend(query_BHWD, key_BGSD, value_BGSD, self.masks[name])
 
 
 class _SlotLayer(DynamicLayer):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from retroact_lib import losses, training
+from retroact_lib.attention import Kernel, visible
 from retroact_lib.config import PolicyConfig, RLConfig, SFTConfig
 from retroact_lib.decoding import Request, _inverse, _reading_batches, _Slot, decode
 from retroact_lib.examples import Example, collate, micro_batches, within
@@ -399,6 +400,21 @@ def test_a_saved_adapter_lists_its_targets_in_order_and_half_of_one_is_refused(p
     save_file(half, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=f"does not fit: it lacks {len(weights) - len(half)} weights"):
         policy.load_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("heads", [3, 9])
+def test_attention_by_products_is_attention(heads, softcap):
+    """Few queries over many keys, in a part of a larger store as the decoder holds it."""
+    draw = torch.Generator().manual_seed(0)
+    store_PGCD = torch.randn(7, 3, 40, 8, generator=draw)
+    key_BGSD, value_BGSD = store_PGCD[:5, :, :33], store_PGCD[2:, :, :33]
+    query_BHWD, kernel = torch.randn(5, heads, 1, 8, generator=draw), Kernel(0.4, softcap)
+    mask_BXLS = visible(torch.tensor([[3], [32], [0], [17], [9]]), torch.arange(33), 8, torch.float32, heads // 3)
+    plain = kernel(query_BHWD, key_BGSD, value_BGSD, mask_BXLS)
+    torch.testing.assert_close(kernel.by_products(query_BHWD, key_BGSD, value_BGSD, mask_BXLS), plain)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(Kernel(0.5, softcap)(query_BHWD, key_BGSD, value_BGSD, mask_BXLS), plain)
 
 
 def test_missing_adapter_is_one_sentence(policy, tmp_path):
