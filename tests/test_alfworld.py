@@ -461,13 +461,15 @@ def test_the_hasty_see_why_nothing_happens(env, monkeypatch):
 
 def test_who_does_not_see_why_tries_again_and_is_told_so(env, monkeypatch):
     kinds = set()
-    for kind, _, done in hasty(env, monkeypatch, mended=False):
+    for kind, task, done in hasty(env, monkeypatch, mended=False):
         first, second = done.trials
         assert not first.success and second.success, str(done)
         assert len({turn.action for turn in first.turns[-3:]}) == 1 and all(turn.slip for turn in first.turns[-3:])
         said = done.reflections[0].text
         assert f"I tried to {first.turns[-1].action} and did not see that" in said, said
         assert VAIN_SAYS[kind].strip(" .") in said, said
+        both = task.family == "pick_two_obj_and_place" and kind == "away"
+        assert not both or ", then " in said, "the plan has the second thing too"
         kinds.add(kind)
     assert kinds == set(VAIN_SAYS)
 
@@ -492,6 +494,7 @@ def test_why_nothing_happens_is_told_from_what_was_seen(env):
         (f"open {place}", f"{place} {'is open already' if games.has_door(kind) else 'has no door'}"),
         (f"use {place}", f"a {kind} cannot be used"),
         ("use desklamp 9", "there is no desklamp 9 where I am"),
+        ("examine mug 99", "there is no mug 99 where I am"),
         ("go to shelf", "the game has no such command"),
         (f"take {thing}", "the game has no such command"),
         ("sing", "the game has no such command"),
@@ -563,6 +566,12 @@ def test_a_cause_says_how_far_a_trial_came(env):
             expected = "second thing not taken" if second else causes[verb]
             assert env.cause(task, begun) == expected
             found.add(expected)
+        if task.meta["lamp"]:  # all was done, so the thing was put down before
+            assert env.cause(task, dataclasses.replace(trial, success=False)) == "lamp used without the thing"
+        if task.family == "pick_two_obj_and_place":
+            once = trial.turns[: verbs.index("move") + 1]
+            again = dataclasses.replace(trial, turns=[*once, once[verbs.index("take")]], success=False)
+            assert env.cause(task, again) == "second thing not taken"
         begun = dataclasses.replace(trial, turns=trial.turns[:1], reward=0.0, success=False)
         seen = f" {task.meta['target']} " in trial.turns[0].observation
         assert (env.cause(task, begun) == "thing not found") is not seen

@@ -52,7 +52,7 @@ PLACES_NAMED = 3
 
 _THING = re.compile(r"\ban? ([a-z]+ \d+)")
 _COMMAND = re.compile(
-    r"(?P<verb>go to|open|close|take|move|clean|heat|cool|use) "
+    r"(?P<verb>go to|open|close|take|move|clean|heat|cool|use|examine) "
     r"(?:(?P<thing>[a-z]+ \d+) (?:from|to|with) )?(?P<place>[a-z]+ \d+)"
 )
 _TOOL_OF = dict(TOOLS.values())
@@ -293,9 +293,9 @@ class _Trial:
             return "the game has no such command"
         verb, thing, place = found.group("verb", "thing", "place")
         here, kind = self.shown.get(place, ""), place.split()[0]
-        if verb == "use":
+        if verb in ("use", "examine"):
             there = f" {place}" in self.shown.get(self.here, "")
-            return f"a {kind} cannot be used" if there else f"there is no {place} where I am"
+            return f"a {kind} cannot be {verb}d" if there else f"there is no {place} where I am"
         if place not in of.rooms:
             alike = [int(name.split()[1]) for name in of.rooms if name.split()[0] == kind]
             return f"there is no {place} here" + (f", the last one is {kind} {max(alike)}" if alike else "")
